@@ -1,0 +1,29 @@
+# Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
+.PHONY: demo test lint bench sql clean
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+
+demo: $(VENV)/ready  ## run the product on a PostgreSQL of its own
+	@$(VENV)/bin/tracevault demo
+
+test: $(VENV)/ready lint  ## lint, types, import rule, and every test on real PostgreSQL
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+bench: $(VENV)/ready  ## ratios against plain psycopg, measured in one run
+	$(PYTHON) benchmarks/run.py
+
+sql: $(VENV)/ready  ## write the SQL files of the package anew from their source
+	$(PYTHON) -c 'from tracevault.schema.ddl import write_sql_files; write_sql_files()'
+
+$(VENV)/ready: pyproject.toml scripts/setup
+	@scripts/setup $(VENV)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,69 @@
+"""Audit events for Python on PostgreSQL: emit, keep, prove, read."""
+
+from tracevault.errors import (
+    ConfigError,
+    DriverError,
+    DuplicateIdError,
+    MigrationError,
+    OutcomeUnknownError,
+    QueueFullError,
+    TracevaultError,
+    UndeliveredError,
+    ValidationError,
+)
+from tracevault.event.correlation import (
+    random_correlation_id,
+    read_correlation_id_header,
+    resolve_correlation_id,
+)
+from tracevault.event.diff import compute_diff
+from tracevault.event.event import AuditEvent
+from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
+from tracevault.event.record import Actor, AuditRecord, Target
+from tracevault.schema.ddl import generate_init_sql
+from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
+from tracevault.vault import (
+    AsyncQuery,
+    AsyncScope,
+    AsyncTracevault,
+    AuditQuery,
+    Receipt,
+    Scope,
+    Tracevault,
+    start_tracevault,
+)
+
+__all__ = [
+    "DEFAULT_MASK_VALUE",
+    "DOCUMENTED_SEVERITY_LEVELS",
+    "SEVERITIES_FOR_ERRORS_ONLY_FILTER",
+    "Actor",
+    "AsyncQuery",
+    "AsyncScope",
+    "AsyncTracevault",
+    "AuditEvent",
+    "AuditQuery",
+    "AuditRecord",
+    "ConfigError",
+    "DriverError",
+    "DuplicateIdError",
+    "MigrationError",
+    "OutcomeUnknownError",
+    "QueueFullError",
+    "Receipt",
+    "Scope",
+    "Target",
+    "Tracevault",
+    "TracevaultError",
+    "UndeliveredError",
+    "ValidationError",
+    "compute_diff",
+    "generate_init_sql",
+    "mask",
+    "random_correlation_id",
+    "read_correlation_id_header",
+    "resolve_correlation_id",
+    "start_tracevault",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,346 @@
+"""Options: every one with its type, default and help. The only reader of ``os.environ``.
+
+Keyword arguments of `start_tracevault` and `Tracevault`, environment names and the table in the docs all
+derive from the fields of `Config`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+from tracevault.errors import ConfigError
+
+OnFull = Literal["block", "raise", "drop_newest"]
+
+DEFAULT_TABLE = "audit_logs"
+MAX_TABLE_NAME = 63
+MAX_SCOPE_NAME = 64
+MAX_ENVIRONMENT = 128
+# jsonb holds no string longer than this, and a record must fit one.
+MAX_EVENT_BYTES = 2**28 - 1
+
+_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_SCOPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
+
+WRITE_URL = "DATABASE_URL_WRITE"
+READ_URL = "DATABASE_URL_READ"
+
+
+def _option(default: Any, help: str, *, secret: bool = False, env: str | None = None) -> Any:  # noqa: A002
+    metadata = {"help": help, "env": env}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, repr=not secret, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of a vault, checked. A wrong one raises `ConfigError`, whose ``field`` names it."""
+
+    driver: str = _option("postgres", 'the only driver is `"postgres"`')
+    connection_string: str | None = _option(
+        None,
+        "where to write: a PostgreSQL URL or key=value string, `embedded:` or `embedded:PATH`; required unless "
+        "`pool` is given. With `pool`: how background writers connect",
+        secret=True,
+        env=WRITE_URL,
+    )
+    read_connection_string: str | None = _option(
+        None,
+        "where to read, best as a role with SELECT only; default: where writes go",
+        secret=True,
+        env=READ_URL,
+    )
+    pool: Any = _option(None, "a psycopg_pool pool of the caller's, never closed by the vault", secret=True)
+    read_pool: Any = _option(None, "the same for reads; needs `pool`, which is the default", secret=True)
+    default_scope: str = _option("default", "the scope of the vault's own `emit` and `query`")
+    scopes: Mapping[str, str | Mapping[str, str]] = _option(
+        {"default": DEFAULT_TABLE},
+        'names for tables: `{"users": {"table_name": "audit_user_events"}}`, or the table name alone',
+    )
+    bootstrap: Mapping[str, bool] = _option(
+        {"ensure_schema": True},
+        '`{"ensure_schema": False}`: migrations own the schema, no DDL runs at start',
+    )
+    mask_fields: Sequence[str] = _option(
+        (), "keys whose values are masked in every payload, at any depth, whatever their case"
+    )
+    mask_value: str = _option("[REDACTED]", "what stands in place of a masked value")
+    default_mode: Literal["sync", "async"] = _option(
+        "sync", '`"sync"`: `emit` returns after the commit; `"async"`: at once, a background thread writes'
+    )
+    environment: str | None = _option(None, "stored with each event that names none; 1-128 characters")
+    on_error: Callable[[Exception, Any], object] | None = _option(
+        None,
+        "called as `on_error(error, record)`, on the writer's thread, once for each async record that was lost",
+    )
+    timeout: float = _option(5.0, "seconds that one write may take, waiting for a connection included")
+    async_batch_size: int = _option(256, "most records that one statement of the background writer stores")
+    async_flush_interval_ms: float = _option(
+        0, "milliseconds for which the background writer lets a batch grow; 0: it writes at once"
+    )
+    max_event_bytes: int = _option(262_144, "most bytes of `data` and `meta` together, as JSON in UTF-8")
+    max_queue: int = _option(10_000, "most async records waiting in memory")
+    on_full: OnFull = _option(
+        "block",
+        '`"block"`: `emit` waits up to `timeout`, then `QueueFullError`; `"raise"`: `QueueFullError` at once; '
+        '`"drop_newest"`: the new record is lost, and counted',
+    )
+    writer_connect: Callable[[], Any] | None = _option(
+        None,
+        "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
+    )
+
+    def __post_init__(self) -> None:
+        """Check every option; freeze what is mutable."""
+        for check in _CHECKS:
+            check(self)
+
+    @property
+    def ensure_schema(self) -> bool:
+        """Whether start-up may run DDL."""
+        return self.bootstrap.get("ensure_schema", True)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Table name by scope name."""
+        return {name: entry if isinstance(entry, str) else entry["table_name"] for name, entry in self.scopes.items()}
+
+
+def config_from(options: Mapping[str, Any]) -> Config:
+    """Return the `Config` for keyword arguments; an unknown one is refused with the nearest known name.
+
+    None means not given, except where it is the default.
+    """
+    known = [option.name for option in fields(Config)]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "known are " + ", ".join(known)
+            raise ConfigError(f"`{name}` is not an option; {hint}", field=name)
+    return Config(**options)
+
+
+@dataclass(frozen=True)
+class OptionDoc:
+    """One row of the options table."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def option_docs() -> list[OptionDoc]:
+    """Return name, type, default and help of every option, in order, for the documentation."""
+    docs = []
+    for option in fields(Config):
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        shown = "required" if option.name == "connection_string" else repr(default)
+        docs.append(OptionDoc(option.name, str(option.type), shown, option.metadata["help"]))
+    return docs
+
+
+def environment_urls() -> tuple[str | None, str | None]:
+    """Return ``DATABASE_URL_WRITE`` and ``DATABASE_URL_READ``, for the command line. Blank counts as unset."""
+    return os.environ.get(WRITE_URL, "").strip() or None, os.environ.get(READ_URL, "").strip() or None
+
+
+def check_table_name(value: object, field: str = "table_name") -> str:
+    """Return ``value`` if it can name an audit table: 1-63 letters, digits and underscores, no leading digit."""
+    if not isinstance(value, str) or not _TABLE_NAME.fullmatch(value) or len(value) > MAX_TABLE_NAME:
+        raise ConfigError(
+            f"`{field}` must be 1 to {MAX_TABLE_NAME} ASCII letters, digits and underscores and not start with a "
+            f"digit, got {_shown(value)}; a table outside the default schema is reached by search_path",
+            field=field,
+        )
+    return value
+
+
+def check_scope_name(value: object, field: str) -> str:
+    """Return ``value`` if it can name a scope: a letter, then up to 63 letters, digits, underscores, hyphens."""
+    if not isinstance(value, str) or not _SCOPE_NAME.fullmatch(value) or len(value) > MAX_SCOPE_NAME:
+        raise ConfigError(
+            f"`{field}`: a scope's name is a letter and up to {MAX_SCOPE_NAME - 1} letters, digits, underscores or "
+            f"hyphens, got {_shown(value)}",
+            field=field,
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__
+    return text if len(text) <= 64 else text[:63] + "…"
+
+
+def _check_driver(config: Config) -> None:
+    if config.driver != "postgres":
+        raise ConfigError(f'`driver` must be "postgres", got {_shown(config.driver)}', field="driver")
+
+
+def _check_connections(config: Config) -> None:
+    for name in ("connection_string", "read_connection_string"):
+        value = getattr(config, name)
+        # The value is not shown: it may hold a password.
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise ConfigError(f"`{name}` must be a PostgreSQL URL or key=value string, not blank", field=name)
+    if config.connection_string is None and config.pool is None:
+        raise ConfigError(
+            "`connection_string` is missing: pass a PostgreSQL URL, a `pool`, or `embedded:` to try tracevault on "
+            "a database of its own in ./.tracevault",
+            field="connection_string",
+        )
+    if config.read_pool is not None and config.pool is None:
+        raise ConfigError("`read_pool` needs `pool`: pass both, or connection strings", field="read_pool")
+    read = config.read_connection_string
+    if config.pool is not None and read is not None:
+        if config.read_pool is not None:
+            raise ConfigError("`read_pool` and `read_connection_string` exclude each other", field="read_pool")
+        if read not in (config.connection_string, getattr(config.pool, "conninfo", None)):
+            raise ConfigError(
+                "`read_connection_string` differs from where `pool` connects: pass a `read_pool` for it",
+                field="read_connection_string",
+            )
+
+
+def _check_scopes(config: Config) -> None:
+    check_scope_name(config.default_scope, "default_scope")
+    if not isinstance(config.scopes, Mapping) or not config.scopes:
+        raise ConfigError(
+            '`scopes` must be a mapping with at least one scope: {"default": {"table_name": "audit_logs"}}',
+            field="scopes",
+        )
+    scopes: dict[str, str | Mapping[str, str]] = {}
+    for name, entry in config.scopes.items():
+        check_scope_name(name, f"scopes.{name}" if isinstance(name, str) else "scopes")
+        if isinstance(entry, str):
+            scopes[name] = {"table_name": check_table_name(entry)}
+            continue
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f'`scopes.{name}` must be {{"table_name": ...}} or a table name', field=f"scopes.{name}")
+        unknown = [key for key in entry if key != "table_name"]
+        if unknown:
+            raise ConfigError(
+                f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known is table_name",
+                field=f"scopes.{name}.{unknown[0]}",
+            )
+        scopes[name] = {"table_name": check_table_name(entry.get("table_name"))}
+    if config.default_scope not in scopes:
+        raise ConfigError(
+            f"`default_scope` {_shown(config.default_scope)} is not in `scopes` ({', '.join(scopes)})",
+            field="default_scope",
+        )
+    _set(config, "scopes", MappingProxyType(scopes))
+
+
+def _check_bootstrap(config: Config) -> None:
+    value = config.bootstrap
+    if not isinstance(value, Mapping) or not set(value) <= {"ensure_schema"}:
+        raise ConfigError('`bootstrap` must be {"ensure_schema": True} or {"ensure_schema": False}', field="bootstrap")
+    if not isinstance(value.get("ensure_schema", True), bool):
+        raise ConfigError(
+            f"`bootstrap.ensure_schema` must be True or False, got {_shown(value['ensure_schema'])}",
+            field="bootstrap.ensure_schema",
+        )
+    _set(config, "bootstrap", MappingProxyType(dict(value)))
+
+
+def _check_masking(config: Config) -> None:
+    names = config.mask_fields
+    if isinstance(names, (str, bytes, Mapping)) or not isinstance(names, (Sequence, set, frozenset)):
+        raise ConfigError(
+            f'`mask_fields` must be a list of keys: ["password"], got {_shown(names)}', field="mask_fields"
+        )
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"`mask_fields` must hold non-empty strings, got {_shown(name)}", field="mask_fields")
+    _set(config, "mask_fields", tuple(names))
+    _check_text(config, "mask_value", most=None)
+
+
+def _check_text(config: Config, name: str, *, most: int | None) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, str):
+        raise ConfigError(f"`{name}` must be a string, got {_shown(value)}", field=name)
+    if most is not None and not 0 < len(value) <= most:
+        raise ConfigError(f"`{name}` must have 1 to {most} characters, got {len(value)}", field=name)
+    try:
+        storable = "\0" not in value.encode().decode()
+    except UnicodeEncodeError:
+        storable = False
+    if not storable:
+        raise ConfigError(f"`{name}` holds U+0000 or a lone surrogate, which PostgreSQL cannot store", field=name)
+
+
+def _check_environment(config: Config) -> None:
+    if config.environment is not None:
+        _check_text(config, "environment", most=MAX_ENVIRONMENT)
+
+
+def _check_choices(config: Config) -> None:
+    for name, choices in (
+        ("default_mode", ("sync", "async")),
+        ("on_full", ("block", "raise", "drop_newest")),
+    ):
+        value = getattr(config, name)
+        if not isinstance(value, str) or value not in choices:
+            allowed = ", ".join(f'"{choice}"' for choice in choices)
+            raise ConfigError(f"`{name}` must be one of {allowed}, got {_shown(value)}", field=name)
+
+
+def _check_callables(config: Config) -> None:
+    for name in ("on_error", "writer_connect"):
+        value = getattr(config, name)
+        if value is not None and not callable(value):
+            raise ConfigError(f"`{name}` must be callable, got {_shown(value)}", field=name)
+        # CO_COROUTINE: a coroutine function would be called and never awaited.
+        code = getattr(value, "__code__", None)
+        if code is not None and code.co_flags & 0x80:
+            raise ConfigError(f"`{name}` runs on the writer's thread and cannot be a coroutine function", field=name)
+
+
+def _check_numbers(config: Config) -> None:
+    for name, least, most in (
+        ("async_batch_size", 1, 65_536),
+        ("max_event_bytes", 1, MAX_EVENT_BYTES),
+        ("max_queue", 1, 2**31),
+    ):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(
+                f"`{name}` must be a whole number from {least:,} to {most:,}, got {_shown(value)}", field=name
+            )
+    for name, least_seconds in (("timeout", 0.001), ("async_flush_interval_ms", 0.0)):
+        value = getattr(config, name)
+        most_seconds = 86_400 if name == "timeout" else 3_600_000
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least_seconds <= value <= most_seconds:
+            raise ConfigError(
+                f"`{name}` must be a number from {least_seconds:g} to {most_seconds:,}, got {_shown(value)}",
+                field=name,
+            )
+
+
+def _set(config: Config, name: str, value: object) -> None:
+    object.__setattr__(config, name, value)
+
+
+_CHECKS = cast(
+    "tuple[Callable[[Config], None], ...]",
+    (
+        _check_driver,
+        _check_connections,
+        _check_scopes,
+        _check_bootstrap,
+        _check_masking,
+        _check_environment,
+        _check_choices,
+        _check_callables,
+        _check_numbers,
+    ),
+)

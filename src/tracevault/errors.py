@@ -1,0 +1,97 @@
+"""Everything tracevault raises on purpose.
+
+::
+
+    TracevaultError
+    ├── ConfigError          an option is wrong; nothing was started          .field
+    ├── ValidationError      an event or a filter is wrong; nothing written   .field
+    ├── DriverError          the database refused or could not be reached     .sqlstate .transient
+    │   └── OutcomeUnknownError    the connection broke; the event may exist  .id
+    ├── MigrationError       the table is not ours, or not ready
+    ├── DuplicateIdError     this id is taken by another event                .id
+    ├── QueueFullError       the async queue is full and ``on_full`` is strict
+    └── UndeliveredError     flush or close leave records behind              .lost .pending
+
+A message names the field in back quotes, the rule, the offending value (shortened to 64 characters, never
+one below a masked key) and what to do. PostgreSQL's DETAIL, which can quote a row, and passwords are in no
+message and in no chained exception.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class TracevaultError(Exception):
+    """The root of the tree. Raised as itself for lifecycle mistakes, such as use after ``close()``."""
+
+
+class ConfigError(TracevaultError):
+    """An option is missing, unknown or wrong. ``field`` is its name."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ValidationError(TracevaultError):
+    """An event or a filter breaks a rule. ``field`` is the path of the offender: ``data.items[3].price``."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class DriverError(TracevaultError):
+    """The database refused, or could not be reached. Nothing was written and nothing will be.
+
+    ``sqlstate`` is PostgreSQL's five characters, or None where it gave none. ``transient`` is True where
+    trying again later can help (connection failures, deadlocks, a full disk), False where somebody has to
+    change something first. The cause is chained, without the parts that can quote a row.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.transient = transient
+
+
+class OutcomeUnknownError(DriverError):
+    """The connection broke after the event was sent: it may be stored, or not.
+
+    Emit again with ``id=error.id`` and the same content: that stores it once, whatever happened before.
+    For ``emit_many`` it is the first id; the batch is stored whole or not at all.
+    """
+
+    def __init__(self, message: str, *, id: UUID, sqlstate: str | None = None) -> None:  # noqa: A002
+        super().__init__(message, sqlstate=sqlstate, transient=True)
+        self.id = id
+
+
+class MigrationError(TracevaultError):
+    """The audit table cannot be used or upgraded as it stands. The message says what differs."""
+
+
+class DuplicateIdError(TracevaultError):
+    """An event with this ``id`` is stored already, and its content differs from this one."""
+
+    def __init__(self, message: str, *, id: UUID) -> None:  # noqa: A002
+        super().__init__(message)
+        self.id = id
+
+
+class QueueFullError(TracevaultError):
+    """The queue of async events is full: at once with ``on_full="raise"``, after ``timeout`` with "block"."""
+
+
+class UndeliveredError(TracevaultError):
+    """``flush()`` or ``close()`` ended with records that are not in the database.
+
+    ``lost`` counts those that never will be (each was given to ``on_error``), since the last report;
+    ``pending`` counts those still waiting in memory when ``flush`` ran out of time.
+    """
+
+    def __init__(self, message: str, *, lost: int = 0, pending: int = 0) -> None:
+        super().__init__(message)
+        self.lost = lost
+        self.pending = pending

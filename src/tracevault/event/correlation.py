@@ -1,0 +1,42 @@
+"""The correlation id of an HTTP request: read from ``X-Correlation-Id``, or made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from uuid import uuid4
+
+from tracevault.event.record import limit_of
+
+CORRELATION_ID_HEADER = "X-Correlation-Id"
+
+Headers = Mapping[str, str] | Callable[[str], str | None]
+
+
+def random_correlation_id() -> str:
+    """Return a new correlation id: a random UUID (version 4, RFC 9562) as text."""
+    return str(uuid4())
+
+
+def read_correlation_id_header(headers: Headers) -> str | None:
+    """Return the request's ``X-Correlation-Id``, trimmed; None if missing, blank or over 512 characters.
+
+    ``headers`` is a mapping of header names (compared without regard to case) or a getter such as
+    ``request.headers.get``. The value comes from outside: store it, do not trust it.
+    """
+    value = headers(CORRELATION_ID_HEADER) if callable(headers) else _lookup(headers)
+    if not isinstance(value, str):
+        return None
+    value = value.strip()
+    return value if 0 < len(value) <= limit_of("correlation_id") else None
+
+
+def resolve_correlation_id(headers: Headers) -> str:
+    """Return the request's correlation id, or a new one: one value for every event of the request."""
+    return read_correlation_id_header(headers) or random_correlation_id()
+
+
+def _lookup(headers: Mapping[str, str]) -> str | None:
+    if CORRELATION_ID_HEADER in headers:
+        return headers[CORRELATION_ID_HEADER]
+    name = CORRELATION_ID_HEADER.lower()
+    return next((value for key, value in headers.items() if key.lower() == name), None)

@@ -1,0 +1,36 @@
+"""What is said to the database, as pure generators.
+
+A flow yields statements and is sent their results; it never sees a connection and never says BEGIN or COMMIT.
+`tracevault.postgres.run` drives one over a blocking or an async connection; an error of the database is thrown
+into it as a `DriverError`. Statements use PostgreSQL's own ``$1`` placeholders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+
+class Query(NamedTuple):
+    """One statement and its parameters."""
+
+    sql: str
+    params: tuple[Any, ...] = ()
+
+
+class Copy(NamedTuple):
+    """One ``COPY ... FROM STDIN`` and its rows."""
+
+    sql: str
+    rows: Iterable[tuple[Any, ...]]
+
+
+class Result(NamedTuple):
+    """What a statement returned: its rows (empty for one that returns none), and how many it touched."""
+
+    rows: list[tuple[Any, ...]]
+    touched: int
+
+
+T = TypeVar("T")
+Flow = Generator[Query | Copy, Result, T]

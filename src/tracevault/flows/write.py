@@ -1,0 +1,108 @@
+"""How events are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from tracevault.errors import DriverError, DuplicateIdError
+from tracevault.event.prepare import Prepared
+from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.flows import Copy, Flow, Query
+
+# Below this many rows one INSERT is faster than the extra messages of a COPY.
+COPY_FROM = 8
+# PostgreSQL takes at most 65,535 parameters in one statement.
+ROWS_PER_INSERT = 1000
+
+_COLUMNS = ", ".join(INSERT_COLUMNS)
+# How it was written is not what was said: a retry in another mode is the same event.
+_CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
+
+
+@lru_cache(maxsize=1024)
+def insert_sql(table: str, rows: int) -> str:
+    """Return the INSERT for ``rows`` events; one whose id is there already is left as it is."""
+    values = []
+    for first in range(1, rows * len(INSERT_COLUMNS) + 1, len(INSERT_COLUMNS)):
+        places = (f"${first + place}{_cast(name)}" for place, name in enumerate(INSERT_COLUMNS))
+        values.append(f"({', '.join(places)})")
+    return f'INSERT INTO "{table}" ({_COLUMNS}) VALUES {", ".join(values)} ON CONFLICT DO NOTHING'
+
+
+def _cast(name: str) -> str:
+    return "::jsonb" if BY_NAME[name].column.sql_type == "jsonb" else ""
+
+
+def insert(table: str, prepared: Prepared) -> Flow[None]:
+    """Store one event. An id that is taken: nothing if the content is the same, else `DuplicateIdError`."""
+    result = yield Query(insert_sql(table, 1), prepared.row)
+    if result.touched == 0:
+        yield from confirm_same(table, prepared)
+
+
+def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) -> Flow[None]:
+    """Store a batch: by COPY where no id can be taken yet, else by INSERT.
+
+    ``replay``: an earlier attempt may have stored some or all of it. Where `needs_transaction` says so, the
+    caller makes it one transaction.
+    """
+    if len(batch) >= COPY_FROM and not needs_transaction(batch, replay=replay):
+        yield Copy(f'COPY "{table}" ({_COLUMNS}) FROM STDIN', (prepared.row for prepared in batch))
+        return
+    for chunk in _chunks(batch):
+        values = tuple(value for prepared in chunk for value in prepared.row)
+        result = yield Query(insert_sql(table, len(chunk)), values)
+        if result.touched < len(chunk):
+            for prepared in chunk:
+                if prepared.given_id:
+                    yield from confirm_same(table, prepared)
+
+
+def needs_transaction(batch: Sequence[Prepared], *, replay: bool = False) -> bool:
+    """Whether `insert_many` says more than one statement, so that only a transaction makes it all or nothing."""
+    return replay or any(prepared.given_id for prepared in batch)
+
+
+def _chunks(batch: Sequence[Prepared]) -> Iterator[Sequence[Prepared]]:
+    for start in range(0, len(batch), ROWS_PER_INSERT):
+        yield batch[start : start + ROWS_PER_INSERT]
+
+
+def confirm_same(table: str, prepared: Prepared) -> Flow[None]:
+    """Return if the stored event of this id says the same as ``prepared``; else raise `DuplicateIdError`."""
+    allowed = yield Query("SELECT has_table_privilege(to_regclass(quote_ident($1))::oid, 'SELECT')", (table,))
+    if not allowed.rows[0][0]:
+        raise DriverError(
+            f"the id {prepared.id} is taken in table `{table}`, and this role may not read the table to see "
+            "whether by the same event: grant it SELECT",
+            sqlstate="42501",
+        )
+    compared = (*_CONTENT, "occurred_at") if prepared.given_time else _CONTENT
+    same = " AND ".join(
+        f"{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
+        for place, name in enumerate(compared, 2)
+    )
+    values = dict(zip(INSERT_COLUMNS, prepared.row, strict=True))
+    found = yield Query(
+        f'SELECT {same} FROM "{table}" WHERE id = $1',
+        (prepared.id, *(values[name] for name in compared)),
+    )
+    if not any(row[0] for row in found.rows):
+        raise DuplicateIdError(
+            f"`id` {prepared.id} is taken in table `{table}` by an event with other content; an id identifies "
+            "one event for ever: leave it out, or retry with the same content",
+            id=prepared.id,
+        )
+
+
+def savepointed(flow: Flow[None]) -> Flow[None]:
+    """Run ``flow`` inside a savepoint, so that a refusal leaves the caller's transaction alive."""
+    yield Query("SAVEPOINT tracevault")
+    try:
+        yield from flow
+    except Exception:
+        yield Query("ROLLBACK TO SAVEPOINT tracevault")
+        yield Query("RELEASE SAVEPOINT tracevault")
+        raise
+    yield Query("RELEASE SAVEPOINT tracevault")

@@ -1,0 +1,136 @@
+"""Errors of psycopg and the pool become ours: what went wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+import psycopg_pool
+
+from tracevault.errors import DriverError, OutcomeUnknownError, TracevaultError
+from tracevault.event.rules import shorten
+
+# Classes and codes for which trying again later can help. PostgreSQL, appendix A.
+_TRANSIENT_CLASSES = ("08", "53", "57", "58")
+_TRANSIENT_CODES = frozenset({"25006", "40001", "40003", "40P01", "55P03"})
+# The record itself is refused, and always would be.
+_RECORD_CLASSES = ("22", "23")
+_RECORD_CODES = frozenset({"54000", "P0001"})
+
+_SCHEMA_ADVICE = "create or upgrade it with `tracevault migrate`, or start with bootstrap={'ensure_schema': True}"
+_ADVICE = {
+    "42P01": f"the table does not exist, or search_path does not lead to it: {_SCHEMA_ADVICE}",
+    "42703": f"the table lacks a column: {_SCHEMA_ADVICE}",
+    "3F000": "the schema does not exist: create it, or correct search_path",
+    "42501": "the role lacks a right: writing needs INSERT on the table, reading needs SELECT",
+    "28P01": "the role or its password is refused: correct the connection string",
+    "28000": "the role is refused: correct the connection string, or the server's pg_hba.conf",
+    "3D000": "the database does not exist: create it, or correct the connection string",
+    "53300": "the server has no connection left: raise max_connections, or use fewer",
+    "57P03": "the server is starting up or shutting down: try again",
+    "25006": "the server is read-only, perhaps a standby: connect to the primary",
+    "25P02": "the transaction has failed already: roll it back",
+}
+# libpq reports why a connection failed in words alone. English ones, since that is what servers speak by default.
+_CONNECT_STATES = (
+    (re.compile(r"password authentication failed|no password supplied"), "28P01"),
+    (re.compile(r'role ".*" does not exist|no pg_hba\.conf entry|not permitted to log in'), "28000"),
+    (re.compile(r'database ".*" does not exist'), "3D000"),
+    (re.compile(r"too many (clients|connections)|remaining connection slots"), "53300"),
+    (re.compile(r"the database system is"), "57P03"),
+    (re.compile(r"permission denied for database"), "42501"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an error happened, for its message."""
+
+    doing: str
+    scope: str | None = None
+    table: str | None = None
+
+    def __str__(self) -> str:
+        """Name the scope and the table, as far as there are any."""
+        where = [f"scope `{self.scope}`"] if self.scope else []
+        where += [f"table `{self.table}`"] if self.table else []
+        return f"{self.doing} ({', '.join(where)})" if where else self.doing
+
+
+def is_transient(sqlstate: str | None) -> bool:
+    """Whether trying again later can help."""
+    return sqlstate is not None and (sqlstate[:2] in _TRANSIENT_CLASSES or sqlstate in _TRANSIENT_CODES)
+
+
+def is_record_refused(error: Exception) -> bool:
+    """Whether the database refused the record itself, so that no other record is concerned."""
+    state = error.sqlstate if isinstance(error, DriverError) else None
+    if state is None:
+        # Our own refusals (DuplicateIdError) concern one record; anything else is not the record's fault.
+        return isinstance(error, TracevaultError) and not isinstance(error, DriverError)
+    if state == "23514" and "no partition" in str(error):
+        return False
+    return state[:2] in _RECORD_CLASSES or state in _RECORD_CODES
+
+
+def from_psycopg(error: psycopg.Error, place: Place) -> DriverError:
+    """Return our error for one of psycopg's, chained to it without DETAIL, HINT and CONTEXT."""
+    clean = _clean(error)
+    sqlstate = clean.sqlstate or _connect_state(str(clean))
+    # Without a code, libpq or psycopg raised it: OperationalError is about the connection, others about us.
+    connection_failed = sqlstate is None and isinstance(error, psycopg.OperationalError)
+    message = f"{place} failed: {shorten(str(clean), 300)}"
+    if sqlstate:
+        message += f" [SQLSTATE {sqlstate}]"
+    if sqlstate in _ADVICE:
+        message += f"; {_ADVICE[sqlstate]}"
+    elif connection_failed:
+        message += "; is the server up, and the address right?"
+    transient = connection_failed or is_transient(sqlstate)
+    driver_error = DriverError(message, sqlstate=sqlstate, transient=transient)
+    driver_error.__cause__ = clean
+    return driver_error
+
+
+def outcome_unknown(error: DriverError, id_: UUID, place: Place) -> OutcomeUnknownError:
+    """Return the error for a write whose connection broke before PostgreSQL confirmed it."""
+    unknown = OutcomeUnknownError(
+        f"{place}: the connection broke before PostgreSQL confirmed it, so the event may or may not be stored; "
+        f"emit it again with the same content and id={str(id_)!r} to have it once",
+        id=id_,
+        sqlstate=error.sqlstate,
+    )
+    unknown.__cause__ = error.__cause__
+    return unknown
+
+
+def from_pool(error: Exception, place: Place, last: BaseException | None, seconds: float) -> TracevaultError:
+    """Return our error for a pool that gave no connection; ``last`` is why its last attempt to connect failed."""
+    if isinstance(error, psycopg_pool.PoolClosed):
+        return TracevaultError(f"{place}: the vault or its pool is closed")
+    if isinstance(last, psycopg.Error):
+        return from_psycopg(last, place)
+    busy = DriverError(
+        f"{place} failed: no connection became free within {seconds:g} s; raise the pool's max_size or `timeout`",
+        transient=True,
+    )
+    busy.__cause__ = None
+    return busy
+
+
+def _clean(error: psycopg.Error) -> psycopg.Error:
+    """Copy an error without what can quote a row: DETAIL and CONTEXT, which psycopg appends to the text."""
+    primary = error.diag.message_primary
+    if primary is None:
+        # Raised by libpq or psycopg: a connection failure, which may list one line per address tried.
+        primary = " ".join(str(error).split())
+    clean = type(error)(primary)
+    if clean.sqlstate is None and error.sqlstate is not None:
+        clean.sqlstate = error.sqlstate
+    return clean
+
+
+def _connect_state(message: str) -> str | None:
+    return next((state for pattern, state in _CONNECT_STATES if pattern.search(message)), None)

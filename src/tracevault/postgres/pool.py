@@ -1,0 +1,244 @@
+"""Connections: the vault's own pools, a caller's pools, and single ones for background writers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from tracevault.config import Config
+from tracevault.errors import ConfigError
+from tracevault.postgres.failures import Place, from_pool, from_psycopg
+
+APPLICATION_NAME = "tracevault"
+MAX_SIZE = 10
+
+P = TypeVar("P", ConnectionPool[Any], AsyncConnectionPool[Any])
+
+
+def check_conninfo(value: str, field: str) -> str:
+    """Return ``value`` if libpq can parse it; its parser's message may quote the password, so ours says less."""
+    try:
+        conninfo_to_dict(value)
+    except psycopg.Error:
+        pass
+    else:
+        return value
+    raise ConfigError(
+        f"`{field}` is not a connection string that libpq understands: use postgresql://user@host/database, with "
+        "special characters in the password percent-encoded, or key=value pairs",
+        field=field,
+    )
+
+
+def conninfo_for(value: str, timeout: float) -> str:
+    """Return ``value`` with our application name and limits, where it does not set its own."""
+    given = conninfo_to_dict(value)
+    defaults = {
+        "application_name": APPLICATION_NAME,
+        # libpq counts whole seconds, two at least.
+        "connect_timeout": str(max(2, round(timeout))),
+        # Milliseconds after which the kernel gives up on a peer that does not acknowledge.
+        "tcp_user_timeout": str(round(timeout * 1000)),
+    }
+    return make_conninfo(value, **{key: text for key, text in defaults.items() if key not in given})
+
+
+class LastError:
+    """Remembers why a pool last failed to connect; the pool itself says only that time ran out."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+
+def make_pool(kind: type[P], conninfo: str, timeout: float, *, write: bool) -> tuple[P, LastError]:
+    """Return a pool that is not open yet, of autocommit connections made on demand.
+
+    Connections for writing get a ``statement_timeout`` of ``timeout`` seconds.
+    """
+    last = LastError()
+    base: Any = Connection if issubclass(kind, ConnectionPool) else AsyncConnection
+    configure = _limit_statements(timeout, asynchronous=base is AsyncConnection) if write else None
+    pool = kind(
+        conninfo_for(conninfo, timeout),
+        connection_class=_remembering(base, last),
+        kwargs={"autocommit": True},
+        min_size=0,
+        max_size=MAX_SIZE,
+        timeout=timeout,
+        configure=configure,
+        open=False,
+        name="tracevault-write" if write else "tracevault-read",
+    )
+    return pool, last
+
+
+def _remembering(base: Any, last: LastError) -> Any:
+    if issubclass(base, Connection):
+
+        class Remembering(base):  # type: ignore[misc]
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    connection = super().connect(*args, **kwargs)
+                except Exception as error:
+                    last.error = error
+                    raise
+                last.error = None
+                return connection
+
+        return Remembering
+
+    class AsyncRemembering(base):  # type: ignore[misc]
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            try:
+                connection = await super().connect(*args, **kwargs)
+            except Exception as error:
+                last.error = error
+                raise
+            last.error = None
+            return connection
+
+    return AsyncRemembering
+
+
+def _limit_statements(timeout: float, *, asynchronous: bool) -> Callable[[Any], Any]:
+    statement = f"SET statement_timeout = {max(1, round(timeout * 1000))}".encode()
+
+    def configure(connection: Any) -> None:
+        connection.execute(statement)
+
+    async def configure_async(connection: Any) -> None:
+        await connection.execute(statement)
+
+    return configure_async if asynchronous else configure
+
+
+@contextmanager
+def lent(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Iterator[Connection[Any]]:
+    """Lend a connection of ``pool`` for the block; what the pool refuses becomes one of our errors."""
+    try:
+        connection = pool.getconn(timeout)
+    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
+        failure = from_pool(error, place, last.error, timeout)
+    else:
+        try:
+            yield connection
+        finally:
+            pool.putconn(connection)
+        return
+    raise failure
+
+
+@asynccontextmanager
+async def lent_async(
+    pool: AsyncConnectionPool[Any], last: LastError, place: Place, timeout: float
+) -> AsyncIterator[AsyncConnection[Any]]:
+    """Lend a connection of ``pool`` for the block; what the pool refuses becomes one of our errors."""
+    try:
+        connection = await pool.getconn(timeout)
+    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
+        failure = from_pool(error, place, last.error, timeout)
+    else:
+        try:
+            yield connection
+        finally:
+            await pool.putconn(connection)
+        return
+    raise failure
+
+
+def pool_of(connect: Callable[[], Connection[Any]], size: int, timeout: float) -> tuple[ConnectionPool[Any], LastError]:
+    """Return a blocking pool, not open yet, whose connections ``connect`` makes on demand."""
+
+    class Made(Connection[Any]):
+        @classmethod
+        def connect(cls, *_args: Any, **_kwargs: Any) -> Any:
+            return connect()
+
+    last = LastError()
+    pool = ConnectionPool(
+        connection_class=_remembering(Made, last),
+        min_size=0,
+        max_size=size,
+        timeout=timeout,
+        open=False,
+        name="tracevault-other-loops",
+    )
+    return pool, last
+
+
+def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connection[Any]]:
+    """Return how background writers connect: blocking, autocommit connections of their own.
+
+    In order: ``writer_connect``, the connection string, the conninfo and kwargs of a caller's pool.
+    """
+    if config.writer_connect is not None:
+        connect = config.writer_connect
+
+        def connect_by_caller() -> Connection[Any]:
+            connection = connect()
+            if not isinstance(connection, Connection):
+                raise ConfigError(
+                    f"`writer_connect` must return a blocking psycopg.Connection, got {type(connection).__name__}",
+                    field="writer_connect",
+                )
+            connection.autocommit = True
+            return connection
+
+        return connect_by_caller
+
+    kwargs: dict[str, Any] = {}
+    if conninfo is None:
+        if not isinstance(config.pool.conninfo, str):
+            raise ConfigError(
+                "`pool` makes its conninfo anew each time: pass `writer_connect`, so that background writers can "
+                "connect as well",
+                field="writer_connect",
+            )
+        conninfo = config.pool.conninfo
+        # Options of the pool's connections that concern rows and cursors mean nothing to ours.
+        kwargs = {
+            key: value
+            for key, value in (config.pool.kwargs or {}).items()
+            if key not in {"row_factory", "cursor_factory", "autocommit", "context"}
+        }
+    target = conninfo_for(conninfo, config.timeout)
+    milliseconds = max(1, round(config.timeout * 1000))
+
+    def connect_anew() -> Connection[Any]:
+        connection = Connection.connect(target, **kwargs, autocommit=True)
+        connection.execute(f"SET statement_timeout = {milliseconds}".encode())
+        return connection
+
+    return connect_anew
+
+
+def connect_once(conninfo: str, timeout: float, place: Place) -> Connection[Any]:
+    """Return one autocommit connection, for start-up and the command line."""
+    try:
+        return Connection.connect(conninfo_for(conninfo, timeout), autocommit=True)
+    except psycopg.Error as error:
+        failure = from_psycopg(error, place)
+    raise failure
+
+
+async def connect_once_async(conninfo: str, timeout: float, place: Place) -> AsyncConnection[Any]:
+    """Return one autocommit connection, for start-up."""
+    try:
+        return await AsyncConnection.connect(conninfo_for(conninfo, timeout), autocommit=True)
+    except psycopg.Error as error:
+        failure = from_psycopg(error, place)
+    raise failure
+
+
+def check_pool(pool: Any, kind: type[Any], field: str) -> None:
+    """Refuse a pool of the other kind: an async vault needs an AsyncConnectionPool, a blocking one the other."""
+    if pool is not None and not isinstance(pool, kind):
+        raise ConfigError(f"`{field}` must be a psycopg_pool {kind.__name__}, got {type(pool).__name__}", field=field)

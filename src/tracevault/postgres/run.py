@@ -1,0 +1,101 @@
+"""The two runners: a flow over a blocking, or over an async connection. They differ in ``await`` alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from struct import Struct
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+
+from tracevault.flows import Copy, Flow, Query, Result
+from tracevault.postgres.failures import Place, from_psycopg
+
+T = TypeVar("T")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECONDS = Struct("!q")
+
+
+class _Timestamp(Loader):
+    """Reads ``timestamptz`` as UTC; a time that Python has no datetime for becomes its last or first one."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> datetime:
+        (microseconds,) = _MICROSECONDS.unpack(data)
+        try:
+            return _EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError:
+            return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
+
+
+def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
+    """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
+    with RawCursor(connection, row_factory=tuple_row) as cursor:
+        _prepare_cursor(cursor)
+        try:
+            statement = next(flow)
+            while True:
+                try:
+                    if isinstance(statement, Query):
+                        cursor.execute(statement.sql.encode(), statement.params)
+                        result = Result(cursor.fetchall() if cursor.description else [], cursor.rowcount)
+                    else:
+                        result = _copy(cursor, statement)
+                except psycopg.Error as error:
+                    failure = from_psycopg(error, place)
+                else:
+                    statement = flow.send(result)
+                    continue
+                statement = flow.throw(failure)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Place) -> T:
+    """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
+    async with AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
+        _prepare_cursor(cursor)
+        try:
+            statement = next(flow)
+            while True:
+                try:
+                    if isinstance(statement, Query):
+                        await cursor.execute(statement.sql.encode(), statement.params)
+                        result = Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+                    else:
+                        result = await _copy_async(cursor, statement)
+                except psycopg.Error as error:
+                    failure = from_psycopg(error, place)
+                else:
+                    statement = flow.send(result)
+                    continue
+                statement = flow.throw(failure)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+def _prepare_cursor(cursor: RawCursor[Any] | AsyncRawCursor[Any]) -> None:
+    # On the cursor, so that a caller's connection keeps its own adapters.
+    cursor.format = Format.BINARY
+    cursor.adapters.register_loader("timestamptz", _Timestamp)
+
+
+def _copy(cursor: RawCursor[Any], statement: Copy) -> Result:
+    with cursor.copy(statement.sql.encode()) as copy:
+        for row in statement.rows:
+            copy.write_row(row)
+    return Result([], cursor.rowcount)
+
+
+async def _copy_async(cursor: AsyncRawCursor[Any], statement: Copy) -> Result:
+    async with cursor.copy(statement.sql.encode()) as copy:
+        for row in statement.rows:
+            await copy.write_row(row)
+    return Result([], cursor.rowcount)

@@ -1,0 +1,1 @@
+"""The shape of the table: DDL, migrations and filters, all derived from ``event.record``. Pure."""

@@ -1,0 +1,471 @@
+"""The product: `AsyncTracevault` and `Tracevault`, side by side.
+
+A scope emits into one audit table and reads from it; a vault is its default scope, holds the others, and owns
+the connections. Everything else is done elsewhere: events are prepared in ``event``, said to the database in
+``flows``, written by ``writer`` and ``postgres``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from uuid import UUID
+
+from psycopg import AsyncConnection, Connection
+from psycopg.pq import TransactionStatus
+
+from tracevault.config import Config, config_from
+from tracevault.engine import AsyncEngine, BlockingEngine
+from tracevault.errors import ValidationError
+from tracevault.event.event import AuditEvent, DiffFields, EventFields
+from tracevault.event.prepare import Prepared, Settings, prepare, prepare_diff
+from tracevault.event.record import AuditRecord
+from tracevault.event.rules import got
+from tracevault.flows import Flow
+from tracevault.flows import read as read_flows
+from tracevault.flows.write import insert, insert_many, savepointed
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run, run_async
+from tracevault.schema.filters import CountFilters, FindFilters
+from tracevault.writer.buffer import Entry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Receipt(NamedTuple):
+    """What `emit` returns: the event's id, and where the event is now.
+
+    ``database``: committed. ``transaction``: in the caller's transaction, and committed or not with it.
+    ``memory``: queued for the background writer. ``dropped``: lost, as ``on_full="drop_newest"`` asked.
+    """
+
+    id: UUID
+    stored: Literal["database", "transaction", "memory", "dropped"]
+
+
+def _takes_options_of(
+    _config: Callable[P, Config],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Give an ``__init__(self, **options)`` the signature of `Config`, for type checkers and editors."""
+
+    def same(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
+        return init
+
+    return same
+
+
+def _prepare_many(events: Iterable[Any], settings: Settings) -> list[Prepared]:
+    if isinstance(events, (str, Mapping)):
+        raise ValidationError(f"`events` must be a list of events, got {got(events)}", field="events")
+    batch = []
+    for place, event in enumerate(events):
+        try:
+            batch.append(prepare(event, {}, settings, mode="sync"))
+        except ValidationError as error:
+            field = f"events[{place}]" + (f".{error.field}" if error.field else "")
+            failure = ValidationError(f"events[{place}]: {error}", field=field)
+        else:
+            continue
+        raise failure
+    return batch
+
+
+def _check_connection(connection: Any, kind: type[Any], *, allow_autocommit: bool) -> bool:
+    """Check a caller's connection; return whether it is inside a transaction, or will be with a statement."""
+    if not isinstance(connection, kind):
+        raise ValidationError(
+            f"`connection` must be a psycopg.{kind.__name__} here, got {got(connection)}", field="connection"
+        )
+    if not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE:
+        return True
+    if not allow_autocommit:
+        raise ValidationError(
+            "`connection` is in autocommit mode and outside a transaction, so the event would not be bound to your "
+            "changes: emit inside `with connection.transaction():`, or pass allow_autocommit=True",
+            field="connection",
+        )
+    return False
+
+
+def _check_no_connection(*, allow_autocommit: bool, savepoint: bool) -> None:
+    for name, value in (("allow_autocommit", allow_autocommit), ("savepoint", savepoint)):
+        if value:
+            raise ValidationError(f"`{name}` means something only with `connection`", field=name)
+
+
+# --------------------------------------------------------------------------------------------- async
+
+
+class AsyncQuery:
+    """Reads one audit table. Belongs to the event loop that started the vault."""
+
+    def __init__(self, engine: AsyncEngine, scope: str, table: str) -> None:
+        self._engine = engine
+        self._scope = scope
+        self._table = table
+
+    async def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
+        """Return the events for which every filter holds, newest first, 50 of them unless ``limit`` says else.
+
+        Raises `ValidationError` for an unknown or wrong filter, and for None: a forgotten value must not widen
+        an audit query. The docs list the filters.
+        """
+        return await self._read(lambda: read_flows.find_many(self._table, filters))
+
+    async def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
+        """Return the event with this id (a UUID, or its 36 characters), or None."""
+        return await self._read(lambda: read_flows.find_by_id(self._table, id))
+
+    async def count(self, **filters: Unpack[CountFilters]) -> int:
+        """Return how many events there are for which every filter holds. Counts exactly, so it may take long."""
+        return await self._read(lambda: read_flows.count(self._table, filters))
+
+    async def _read(self, flow: Callable[[], Flow[T]]) -> T:
+        return await self._engine.read(flow, Place("read", self._scope, self._table))
+
+
+class AsyncScope:
+    """Emits into one audit table of an `AsyncTracevault`, and reads from it. Get one by ``get_scope``."""
+
+    def __init__(self, engine: AsyncEngine, name: str, table: str) -> None:
+        self._engine = engine
+        self.name = name
+        self.table = table
+        self.query = AsyncQuery(engine, name, table)
+
+    async def emit(
+        self,
+        event: str | AuditEvent | Mapping[str, Any] | None = None,
+        /,
+        *,
+        connection: AsyncConnection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+        **fields: Unpack[EventFields],
+    ) -> Receipt:
+        """Store an event: its name, or a mapping with all its fields; fields may also be keywords.
+
+        In sync mode it returns after the commit; in async mode at once, see ``default_mode``. With
+        ``connection`` the event is written there, inside the caller's transaction, and nothing else is run;
+        ``savepoint=True`` keeps that transaction alive if the database refuses the row, and
+        ``allow_autocommit=True`` accepts a connection outside any transaction. Works from any event loop.
+
+        Raises `ValidationError` before anything is written; `DriverError` (not written), `OutcomeUnknownError`
+        (perhaps), `DuplicateIdError`, `QueueFullError`.
+        """
+        return await self._emit(prepare, event, fields, connection, allow_autocommit, savepoint)
+
+    async def emit_diff(
+        self,
+        event: str | Mapping[str, Any] | None = None,
+        /,
+        *,
+        connection: AsyncConnection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+        **fields: Unpack[DiffFields],
+    ) -> Receipt:
+        """Like `emit`, with ``before`` and ``after`` in place of ``data``: stores ``{before, after, diff}``."""
+        return await self._emit(prepare_diff, event, fields, connection, allow_autocommit, savepoint)
+
+    async def emit_many(
+        self,
+        events: Iterable[str | AuditEvent | Mapping[str, Any]],
+        *,
+        connection: AsyncConnection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+    ) -> list[Receipt]:
+        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        self._engine.check_open()
+        batch = _prepare_many(events, self._engine.settings)
+        if connection is not None:
+            flow = insert_many(self.table, batch)
+            return await self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
+        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        if batch:
+            await self._engine.store(self._engine.write_many(self.name, self.table, batch))
+        return [Receipt(prepared.id, "database") for prepared in batch]
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the vault's async records are stored; see `AsyncTracevault.flush`."""
+        await self._engine.flush(timeout)
+
+    async def _emit(
+        self,
+        prepare_event: Callable[..., Prepared],
+        event: Any,
+        fields: Mapping[str, Any],
+        connection: AsyncConnection[Any] | None,
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> Receipt:
+        engine = self._engine
+        engine.check_open()
+        if connection is not None:
+            prepared = prepare_event(event, fields, engine.settings, mode="sync")
+            flow = insert(self.table, prepared)
+            return (await self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint))[0]
+        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        prepared = prepare_event(event, fields, engine.settings)
+        if prepared.mode == "async":
+            kept = await engine.writer.put_async(Entry(self.name, self.table, prepared))
+            return Receipt(prepared.id, "memory" if kept else "dropped")
+        await engine.store(engine.write_one(self.name, self.table, prepared))
+        return Receipt(prepared.id, "database")
+
+    async def _emit_on(
+        self,
+        connection: AsyncConnection[Any],
+        flow: Flow[None],
+        batch: Sequence[Prepared],
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> list[Receipt]:
+        inside = _check_connection(connection, AsyncConnection, allow_autocommit=allow_autocommit)
+        place = Place("emit on the given connection", self.name, self.table)
+        if batch:
+            await run_async(connection, savepointed(flow) if savepoint and inside else flow, place)
+        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+
+
+class AsyncTracevault(AsyncScope):
+    """An audit log for asyncio: its default scope, with the others and the connections.
+
+    Made by `start_tracevault`; takes its options. Await it, or enter it with ``async with``.
+    """
+
+    _engine: AsyncEngine
+
+    @_takes_options_of(Config)
+    def __init__(self, **options: Any) -> None:
+        """Check the options; connect only when awaited or entered."""
+        config = config_from(options)
+        engine = AsyncEngine(config)
+        super().__init__(engine, config.default_scope, engine.tables[config.default_scope])
+        self._scopes: dict[str, AsyncScope] = {config.default_scope: self}
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Start the vault: connect, make the tables if asked to, and return the vault itself."""
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Self:
+        """Start the vault, unless it was awaited before."""
+        return self if self._engine.state == "open" else await self._start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the vault."""
+        await self.close()
+
+    async def _start(self) -> Self:
+        await self._engine.start()
+        return self
+
+    def get_scope(self, name: str) -> AsyncScope:
+        """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""
+        if name not in self._scopes:
+            self._scopes[name] = AsyncScope(self._engine, name, self._engine.table_of(name))
+        return self._scopes[name]
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until every async record accepted so far, of all scopes, is in the database.
+
+        Raises `UndeliveredError` if records were lost since the last report, or still wait after ``timeout``
+        seconds (default: the option ``timeout``).
+        """
+        await self._engine.flush(timeout)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Store what is queued within ``timeout`` seconds (default: the option), and let go of everything.
+
+        Raises `UndeliveredError` if records were lost. May be called again, and from several places at once.
+        """
+        await self._engine.close(timeout)
+
+    async def healthcheck(self) -> bool:
+        """Whether both the write and the read connection answer now; False once closed. Never raises."""
+        return await self._engine.healthcheck()
+
+    def __repr__(self) -> str:
+        """Show scopes and state."""
+        return repr(self._engine).replace("AsyncEngine", "AsyncTracevault")
+
+
+start_tracevault = AsyncTracevault
+
+
+# ------------------------------------------------------------------------------------------ blocking
+
+
+class AuditQuery:
+    """Reads one audit table. Safe from any thread."""
+
+    def __init__(self, engine: BlockingEngine, scope: str, table: str) -> None:
+        self._engine = engine
+        self._scope = scope
+        self._table = table
+
+    def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
+        """Like `AsyncQuery.find_many`."""
+        return self._read(lambda: read_flows.find_many(self._table, filters))
+
+    def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
+        """Like `AsyncQuery.find_by_id`."""
+        return self._read(lambda: read_flows.find_by_id(self._table, id))
+
+    def count(self, **filters: Unpack[CountFilters]) -> int:
+        """Like `AsyncQuery.count`."""
+        return self._read(lambda: read_flows.count(self._table, filters))
+
+    def _read(self, flow: Callable[[], Flow[T]]) -> T:
+        return self._engine.read(flow, Place("read", self._scope, self._table))
+
+
+class Scope:
+    """Emits into one audit table of a `Tracevault`, and reads from it. Get one by ``get_scope``."""
+
+    def __init__(self, engine: BlockingEngine, name: str, table: str) -> None:
+        self._engine = engine
+        self.name = name
+        self.table = table
+        self.query = AuditQuery(engine, name, table)
+
+    def emit(
+        self,
+        event: str | AuditEvent | Mapping[str, Any] | None = None,
+        /,
+        *,
+        connection: Connection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+        **fields: Unpack[EventFields],
+    ) -> Receipt:
+        """Store an event; like `AsyncScope.emit`, on blocking connections. Works from any thread."""
+        return self._emit(prepare, event, fields, connection, allow_autocommit, savepoint)
+
+    def emit_diff(
+        self,
+        event: str | Mapping[str, Any] | None = None,
+        /,
+        *,
+        connection: Connection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+        **fields: Unpack[DiffFields],
+    ) -> Receipt:
+        """Like `emit`, with ``before`` and ``after`` in place of ``data``: stores ``{before, after, diff}``."""
+        return self._emit(prepare_diff, event, fields, connection, allow_autocommit, savepoint)
+
+    def emit_many(
+        self,
+        events: Iterable[str | AuditEvent | Mapping[str, Any]],
+        *,
+        connection: Connection[Any] | None = None,
+        allow_autocommit: bool = False,
+        savepoint: bool = False,
+    ) -> list[Receipt]:
+        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        self._engine.check_open()
+        batch = _prepare_many(events, self._engine.settings)
+        if connection is not None:
+            flow = insert_many(self.table, batch)
+            return self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
+        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        if batch:
+            self._engine.store(self._engine.write_many(self.name, self.table, batch))
+        return [Receipt(prepared.id, "database") for prepared in batch]
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the vault's async records are stored; see `Tracevault.flush`."""
+        self._engine.flush(timeout)
+
+    def _emit(
+        self,
+        prepare_event: Callable[..., Prepared],
+        event: Any,
+        fields: Mapping[str, Any],
+        connection: Connection[Any] | None,
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> Receipt:
+        engine = self._engine
+        engine.check_open()
+        if connection is not None:
+            prepared = prepare_event(event, fields, engine.settings, mode="sync")
+            flow = insert(self.table, prepared)
+            return self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint)[0]
+        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        prepared = prepare_event(event, fields, engine.settings)
+        if prepared.mode == "async":
+            kept = engine.writer.put(Entry(self.name, self.table, prepared))
+            return Receipt(prepared.id, "memory" if kept else "dropped")
+        engine.store(engine.write_one(self.name, self.table, prepared))
+        return Receipt(prepared.id, "database")
+
+    def _emit_on(
+        self,
+        connection: Connection[Any],
+        flow: Flow[None],
+        batch: Sequence[Prepared],
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> list[Receipt]:
+        inside = _check_connection(connection, Connection, allow_autocommit=allow_autocommit)
+        place = Place("emit on the given connection", self.name, self.table)
+        if batch:
+            run(connection, savepointed(flow) if savepoint and inside else flow, place)
+        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+
+
+class Tracevault(Scope):
+    """An audit log for blocking code: its default scope, with the others and the connections.
+
+    Takes the options of `start_tracevault`, connects at once, and is a context manager.
+    """
+
+    _engine: BlockingEngine
+
+    @_takes_options_of(Config)
+    def __init__(self, **options: Any) -> None:
+        """Check the options, connect, and make the tables if asked to."""
+        config = config_from(options)
+        engine = BlockingEngine(config)
+        super().__init__(engine, config.default_scope, engine.tables[config.default_scope])
+        self._scopes: dict[str, Scope] = {config.default_scope: self}
+        engine.start()
+
+    def __enter__(self) -> Self:
+        """Return the vault."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the vault."""
+        self.close()
+
+    def get_scope(self, name: str) -> Scope:
+        """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""
+        if name not in self._scopes:
+            self._scopes[name] = Scope(self._engine, name, self._engine.table_of(name))
+        return self._scopes[name]
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Like `AsyncTracevault.flush`."""
+        self._engine.flush(timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Like `AsyncTracevault.close`."""
+        self._engine.close(timeout)
+
+    def healthcheck(self) -> bool:
+        """Like `AsyncTracevault.healthcheck`."""
+        return self._engine.healthcheck()
+
+    def __repr__(self) -> str:
+        """Show scopes and state."""
+        return repr(self._engine).replace("BlockingEngine", "Tracevault")
