@@ -1,5 +1,14 @@
 """Audit events for Python on PostgreSQL: emit, keep, prove, read."""
 
+try:
+    import psycopg as _psycopg  # noqa: F401 - first, to say what to do where it cannot work
+except ImportError as error:
+    message = (
+        'tracevault needs psycopg with libpq: pip install "tracevault[binary]" brings both, '
+        "Debian's libpq5 is enough as well"
+    )
+    raise ImportError(message) from error
+
 from tracevault.errors import (
     ConfigError,
     DriverError,

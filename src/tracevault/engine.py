@@ -97,20 +97,15 @@ class _Engine:
             raise ConfigError(f"`{scope}` is not a scope of this vault; {nearest(scope, self.tables)}", field="scopes")
         return self.tables[scope]
 
-    def write_one(self, scope: str, table: str, prepared: Prepared) -> Write:
-        return Write(
-            lambda _replay: insert(table, prepared),
-            lambda _replay: False,
-            prepared.id,
-            Place("emit", scope, table),
-        )
+    def write_one(self, table: str, prepared: Prepared, place: Place) -> Write:
+        return Write(lambda _replay: insert(table, prepared), _never, prepared.id, place)
 
-    def write_many(self, scope: str, table: str, batch: Sequence[Prepared]) -> Write:
+    def write_many(self, table: str, batch: Sequence[Prepared], place: Place) -> Write:
         return Write(
             lambda replay: insert_many(table, batch, replay=replay),
             lambda replay: needs_transaction(batch, replay=replay),
             batch[0].id,
-            Place("emit_many", scope, table),
+            place,
         )
 
     def __repr__(self) -> str:
@@ -313,6 +308,10 @@ class BlockingEngine(_Engine):
                     self._write[0].close(seconds)
                     self._read[0].close(seconds)
                 self.release()
+
+
+def _never(_replay: bool) -> bool:
+    return False
 
 
 def _ping() -> Flow[None]:

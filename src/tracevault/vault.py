@@ -133,6 +133,7 @@ class AsyncScope:
         self._engine = engine
         self.name = name
         self.table = table
+        self._place = Place("emit", name, table)
         self.query = AsyncQuery(engine, name, table)
 
     async def emit(
@@ -186,7 +187,7 @@ class AsyncScope:
             return await self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
-            await self._engine.store(self._engine.write_many(self.name, self.table, batch))
+            await self._engine.store(self._engine.write_many(self.table, batch, self._place))
         return [Receipt(prepared.id, "database") for prepared in batch]
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -213,7 +214,7 @@ class AsyncScope:
         if prepared.mode == "async":
             kept = await engine.writer.put_async(Entry(self.name, self.table, prepared))
             return Receipt(prepared.id, "memory" if kept else "dropped")
-        await engine.store(engine.write_one(self.name, self.table, prepared))
+        await engine.store(engine.write_one(self.table, prepared, self._place))
         return Receipt(prepared.id, "database")
 
     async def _emit_on(
@@ -225,9 +226,8 @@ class AsyncScope:
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, AsyncConnection, allow_autocommit=allow_autocommit)
-        place = Place("emit on the given connection", self.name, self.table)
         if batch:
-            await run_async(connection, savepointed(flow) if savepoint and inside else flow, place)
+            await run_async(connection, savepointed(flow) if savepoint and inside else flow, self._place)
         return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 
@@ -332,6 +332,7 @@ class Scope:
         self._engine = engine
         self.name = name
         self.table = table
+        self._place = Place("emit", name, table)
         self.query = AuditQuery(engine, name, table)
 
     def emit(
@@ -376,7 +377,7 @@ class Scope:
             return self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
-            self._engine.store(self._engine.write_many(self.name, self.table, batch))
+            self._engine.store(self._engine.write_many(self.table, batch, self._place))
         return [Receipt(prepared.id, "database") for prepared in batch]
 
     def flush(self, timeout: float | None = None) -> None:
@@ -403,7 +404,7 @@ class Scope:
         if prepared.mode == "async":
             kept = engine.writer.put(Entry(self.name, self.table, prepared))
             return Receipt(prepared.id, "memory" if kept else "dropped")
-        engine.store(engine.write_one(self.name, self.table, prepared))
+        engine.store(engine.write_one(self.table, prepared, self._place))
         return Receipt(prepared.id, "database")
 
     def _emit_on(
@@ -415,9 +416,8 @@ class Scope:
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, Connection, allow_autocommit=allow_autocommit)
-        place = Place("emit on the given connection", self.name, self.table)
         if batch:
-            run(connection, savepointed(flow) if savepoint and inside else flow, place)
+            run(connection, savepointed(flow) if savepoint and inside else flow, self._place)
         return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 
 class Query(NamedTuple):
-    """One statement and its parameters."""
+    """One statement and its parameters; ``reads`` is False for one that returns no rows."""
 
     sql: str
     params: tuple[Any, ...] = ()
+    reads: bool = True
 
 
 class Copy(NamedTuple):

@@ -36,7 +36,7 @@ def _cast(name: str) -> str:
 
 def insert(table: str, prepared: Prepared) -> Flow[None]:
     """Store one event. An id that is taken: nothing if the content is the same, else `DuplicateIdError`."""
-    result = yield Query(insert_sql(table, 1), prepared.row)
+    result = yield Query(insert_sql(table, 1), prepared.row, reads=False)
     if result.touched == 0:
         yield from confirm_same(table, prepared)
 
@@ -52,7 +52,7 @@ def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) 
         return
     for chunk in _chunks(batch):
         values = tuple(value for prepared in chunk for value in prepared.row)
-        result = yield Query(insert_sql(table, len(chunk)), values)
+        result = yield Query(insert_sql(table, len(chunk)), values, reads=False)
         if result.touched < len(chunk):
             for prepared in chunk:
                 if prepared.given_id:

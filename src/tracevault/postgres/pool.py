@@ -120,38 +120,46 @@ def _limit_statements(timeout: float, *, asynchronous: bool) -> Callable[[Any], 
     return configure_async if asynchronous else configure
 
 
-@contextmanager
-def lent(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Iterator[Connection[Any]]:
-    """Lend a connection of ``pool`` for the block; what the pool refuses becomes one of our errors."""
+def borrow(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Connection[Any]:
+    """Return a connection of ``pool``, to be given back by ``putconn``; a refusal becomes one of our errors."""
     try:
-        connection = pool.getconn(timeout)
+        return pool.getconn(timeout)  # type: ignore[no-any-return]
     except (PoolClosed, PoolTimeout, TooManyRequests) as error:
         failure = from_pool(error, place, last.error, timeout)
-    else:
-        try:
-            yield connection
-        finally:
-            pool.putconn(connection)
-        return
     raise failure
+
+
+async def borrow_async(
+    pool: AsyncConnectionPool[Any], last: LastError, place: Place, timeout: float
+) -> AsyncConnection[Any]:
+    """Return a connection of ``pool``, to be given back by ``putconn``; a refusal becomes one of our errors."""
+    try:
+        return await pool.getconn(timeout)  # type: ignore[no-any-return]
+    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
+        failure = from_pool(error, place, last.error, timeout)
+    raise failure
+
+
+@contextmanager
+def lent(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Iterator[Connection[Any]]:
+    """Lend a connection of ``pool`` for the block."""
+    connection = borrow(pool, last, place, timeout)
+    try:
+        yield connection
+    finally:
+        pool.putconn(connection)
 
 
 @asynccontextmanager
 async def lent_async(
     pool: AsyncConnectionPool[Any], last: LastError, place: Place, timeout: float
 ) -> AsyncIterator[AsyncConnection[Any]]:
-    """Lend a connection of ``pool`` for the block; what the pool refuses becomes one of our errors."""
+    """Lend a connection of ``pool`` for the block."""
+    connection = await borrow_async(pool, last, place, timeout)
     try:
-        connection = await pool.getconn(timeout)
-    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
-        failure = from_pool(error, place, last.error, timeout)
-    else:
-        try:
-            yield connection
-        finally:
-            await pool.putconn(connection)
-        return
-    raise failure
+        yield connection
+    finally:
+        await pool.putconn(connection)
 
 
 def pool_of(connect: Callable[[], Connection[Any]], size: int, timeout: float) -> tuple[ConnectionPool[Any], LastError]:

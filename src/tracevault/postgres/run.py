@@ -38,14 +38,16 @@ class _Timestamp(Loader):
 def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
     """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
     with RawCursor(connection, row_factory=tuple_row) as cursor:
-        _prepare_cursor(cursor)
         try:
             statement = next(flow)
             while True:
                 try:
                     if isinstance(statement, Query):
+                        if statement.reads:
+                            _read_times_in_utc(cursor)
                         cursor.execute(statement.sql.encode(), statement.params)
-                        result = Result(cursor.fetchall() if cursor.description else [], cursor.rowcount)
+                        rows = cursor.fetchall() if statement.reads and cursor.description else []
+                        result = Result(rows, cursor.rowcount)
                     else:
                         result = _copy(cursor, statement)
                 except psycopg.Error as error:
@@ -61,14 +63,16 @@ def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
 async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Place) -> T:
     """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
     async with AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
-        _prepare_cursor(cursor)
         try:
             statement = next(flow)
             while True:
                 try:
                     if isinstance(statement, Query):
+                        if statement.reads:
+                            _read_times_in_utc(cursor)
                         await cursor.execute(statement.sql.encode(), statement.params)
-                        result = Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+                        rows = await cursor.fetchall() if statement.reads and cursor.description else []
+                        result = Result(rows, cursor.rowcount)
                     else:
                         result = await _copy_async(cursor, statement)
                 except psycopg.Error as error:
@@ -81,7 +85,7 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
             return done.value  # type: ignore[no-any-return]
 
 
-def _prepare_cursor(cursor: RawCursor[Any] | AsyncRawCursor[Any]) -> None:
+def _read_times_in_utc(cursor: RawCursor[Any] | AsyncRawCursor[Any]) -> None:
     # On the cursor, so that a caller's connection keeps its own adapters.
     cursor.format = Format.BINARY
     cursor.adapters.register_loader("timestamptz", _Timestamp)

@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -21,18 +20,18 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from tracevault.errors import DriverError, OutcomeUnknownError
 from tracevault.flows import Flow
 from tracevault.postgres.failures import Place, from_psycopg, outcome_unknown
-from tracevault.postgres.pool import LastError, lent, lent_async
+from tracevault.postgres.pool import LastError, borrow, borrow_async, lent, lent_async
 from tracevault.postgres.run import run, run_async
 
 T = TypeVar("T")
 
-_FIRST_PAUSE = 0.05
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.1
 # The server gives up on a statement at `timeout`; only if it does not answer at all do we, this much later.
 _GRACE = 0.5
 
 
-@dataclass(frozen=True)
-class Write:
+class Write(NamedTuple):
     """One write: how to say it (``replay`` after an attempt of unknown outcome), and whom it concerns."""
 
     flow: Callable[[bool], Flow[None]]
@@ -65,26 +64,34 @@ class _Attempts:
             raise self.unknown or error
 
     def next_pause(self) -> float:
-        pause, self.pause = self.pause, max(_FIRST_PAUSE, self.pause * 2)
+        # Short, since a restarted server leaves a whole pool of dead connections, to be met one by one.
+        pause, self.pause = self.pause, min(max(_FIRST_PAUSE, self.pause * 2), _LONGEST_PAUSE)
         return pause
+
+
+# The blocks below are spelled out rather than wrapped in context managers: this is the path of every emit.
 
 
 def store(pool: ConnectionPool[Any], last: LastError, write: Write, timeout: float) -> None:
     """Carry out ``write`` on a connection of ``pool`` within ``timeout`` seconds."""
     attempts = _Attempts(write, timeout)
     while True:
-        broken = False
+        connection = None
         try:
-            with lent(pool, last, write.place, attempts.left()) as connection:
-                try:
-                    with _atomic(connection, write.place, needed=write.needs_transaction(attempts.replay)):
-                        run(connection, write.flow(attempts.replay), write.place)
-                except DriverError:
-                    broken = connection.closed
-                    raise
+            connection = borrow(pool, last, write.place, attempts.left())
+            flow = write.flow(attempts.replay)
+            if connection.autocommit and not write.needs_transaction(attempts.replay):
+                run(connection, flow, write.place)
+            else:
+                with _atomic(connection, write.place, needed=True):
+                    run(connection, flow, write.place)
             return
         except DriverError as error:
             failure = error
+            broken = connection is not None and connection.closed
+        finally:
+            if connection is not None:
+                pool.putconn(connection)
         attempts.failed(failure, broken=broken)
         time.sleep(attempts.next_pause())
 
@@ -93,23 +100,26 @@ async def store_async(pool: AsyncConnectionPool[Any], last: LastError, write: Wr
     """Carry out ``write`` on a connection of ``pool`` within ``timeout`` seconds."""
     attempts = _Attempts(write, timeout)
     while True:
-        broken = False
+        connection = None
         try:
             async with asyncio.timeout(attempts.left() + _GRACE):
-                async with lent_async(pool, last, write.place, attempts.left()) as connection:
-                    try:
-                        needed = write.needs_transaction(attempts.replay)
-                        async with _atomic_async(connection, write.place, needed=needed):
-                            await run_async(connection, write.flow(attempts.replay), write.place)
-                    except DriverError:
-                        broken = connection.closed
-                        raise
+                connection = await borrow_async(pool, last, write.place, attempts.left())
+                flow = write.flow(attempts.replay)
+                if connection.autocommit and not write.needs_transaction(attempts.replay):
+                    await run_async(connection, flow, write.place)
+                else:
+                    async with _atomic_async(connection, write.place, needed=True):
+                        await run_async(connection, flow, write.place)
             return
         except TimeoutError:
             broken = True
             failure = DriverError(f"{write.place}: no answer from the server", transient=True)
         except DriverError as error:
             failure = error
+            broken = connection is not None and connection.closed
+        finally:
+            if connection is not None:
+                await pool.putconn(connection)
         attempts.failed(failure, broken=broken)
         await asyncio.sleep(attempts.next_pause())
 
@@ -146,31 +156,35 @@ async def _atomic_async(connection: AsyncConnection[Any], place: Place, *, neede
     raise failure
 
 
-def read(pool: ConnectionPool[Any], last: LastError, flow: Callable[[], Flow[T]], place: Place, timeout: float) -> T:
-    """Run a reading flow on a connection of ``pool``; once more if the pool's connection had died meanwhile."""
-    started = flow()  # checks its arguments before anything is connected
-    with lent(pool, last, place, timeout) as connection:
-        try:
-            with _atomic(connection, place):
-                return run(connection, started, place)
-        except DriverError:
-            if not connection.closed:
-                raise
-    with lent(pool, last, place, timeout) as connection, _atomic(connection, place):
-        return run(connection, flow(), place)
+def read(
+    pool: ConnectionPool[Any], last: LastError, flow: Callable[[], Flow[T]], place: Place, timeout: float
+) -> T:
+    """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died."""
+    deadline = time.monotonic() + timeout
+    while True:
+        started = flow()  # checks its arguments before anything is connected
+        with lent(pool, last, place, max(0.001, deadline - time.monotonic())) as connection:
+            try:
+                with _atomic(connection, place):
+                    return run(connection, started, place)
+            except DriverError:
+                if not connection.closed or time.monotonic() > deadline:
+                    raise
+        time.sleep(_FIRST_PAUSE)
 
 
 async def read_async(
     pool: AsyncConnectionPool[Any], last: LastError, flow: Callable[[], Flow[T]], place: Place, timeout: float
 ) -> T:
-    """Run a reading flow on a connection of ``pool``; once more if the pool's connection had died meanwhile."""
-    started = flow()
-    async with lent_async(pool, last, place, timeout) as connection:
-        try:
-            async with _atomic_async(connection, place):
-                return await run_async(connection, started, place)
-        except DriverError:
-            if not connection.closed:
-                raise
-    async with lent_async(pool, last, place, timeout) as connection, _atomic_async(connection, place):
-        return await run_async(connection, flow(), place)
+    """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died."""
+    deadline = time.monotonic() + timeout
+    while True:
+        started = flow()
+        async with lent_async(pool, last, place, max(0.001, deadline - time.monotonic())) as connection:
+            try:
+                async with _atomic_async(connection, place):
+                    return await run_async(connection, started, place)
+            except DriverError:
+                if not connection.closed or time.monotonic() > deadline:
+                    raise
+        await asyncio.sleep(_FIRST_PAUSE)

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against plain psycopg, measured in one run."""

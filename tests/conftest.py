@@ -1,0 +1,81 @@
+"""Fixtures: a server, a database per test, and both vaults behind one face."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from tests import servers
+from tests.faces import Face, OpenVault, opener
+from tracevault import generate_init_sql
+
+_numbers = itertools.count(1)
+TEMPLATE = "tracevault_template"
+TABLES = ("audit_logs", "audit_user_events")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    asyncio.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture(scope="session", params=servers.VERSIONS, ids=lambda version: f"pg{version}")
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Conninfo of a running server's superuser; each supported server in turn."""
+    with servers.running(request.param) as conninfo:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {TEMPLATE}".encode())
+        with psycopg.connect(make_conninfo(conninfo, dbname=TEMPLATE), autocommit=True) as connection:
+            for table in TABLES:
+                connection.execute(generate_init_sql(table).encode())
+        yield conninfo
+
+
+def _database(server: str, template: str) -> Iterator[str]:
+    name = f"t{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+    yield make_conninfo(server, dbname=name)
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def dsn(server: str) -> Iterator[str]:
+    """Connection string of an empty database of the test's own."""
+    yield from _database(server, "template0")
+
+
+@pytest.fixture
+def ready_dsn(server: str) -> Iterator[str]:
+    """Connection string of a database of the test's own, with audit_logs and audit_user_events in it."""
+    yield from _database(server, TEMPLATE)
+
+
+@pytest.fixture(params=["blocking", "async"])
+def face(request: pytest.FixtureRequest) -> Iterator[OpenVault]:
+    """A function that opens a vault of either kind, behind one blocking face; closed with the test."""
+    opened: list[Face] = []
+    with opener(request.param, opened) as open_vault:
+        yield open_vault
+        for vault in opened:
+            vault.close_quietly()
+
+
+def rows(dsn: str, query: str, *params: Any) -> list[tuple[Any, ...]]:
+    """Run one query on a connection of its own and return its rows."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(query.encode(), params)
+        return cursor.fetchall() if cursor.description else []
