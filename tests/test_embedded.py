@@ -15,6 +15,7 @@ from typing import IO
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tracevault.errors import ConfigError, DriverError
 from tracevault.postgres import embedded
@@ -29,9 +30,8 @@ IS_ROOT = os.geteuid() == 0
 def folder(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "data" / "pgdata"
     yield path
-    if path.exists():  # a test that failed half-way must not leave a server to the next ones
+    if not stopped(path):  # a test that failed half-way must not leave a server to the next ones
         acquire(f"embedded:{path}").release()
-        assert not (path / "postmaster.pid").exists()
 
 
 def answers(handle: Embedded) -> bool:
@@ -203,7 +203,7 @@ def test_a_path_that_no_socket_can_have(tmp_path: Path, name: str) -> None:
     handle = acquire(f"embedded:{tmp_path / name}")
     assert handle.folder == tmp_path / name
     run(handle, "CREATE TABLE kept ()")
-    socket_dir = Path(psycopg.conninfo.conninfo_to_dict(handle.conninfo)["host"] or "")
+    socket_dir = Path(str(conninfo_to_dict(handle.conninfo)["host"]))
     assert mode(socket_dir) == 0o700
     assert socket_dir.stat().st_uid == handle.folder.stat().st_uid
     handle.release()
@@ -214,7 +214,7 @@ def test_a_path_that_no_socket_can_have(tmp_path: Path, name: str) -> None:
 def test_a_socket_folder_that_others_reach_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
     handle = acquire(f"embedded:{folder}")
-    socket_dir = Path(psycopg.conninfo.conninfo_to_dict(handle.conninfo)["host"] or "")
+    socket_dir = Path(str(conninfo_to_dict(handle.conninfo)["host"]))
     handle.release()
     socket_dir.mkdir()
     socket_dir.chmod(0o777)
@@ -255,7 +255,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="Not a directory"):
         acquire(f"embedded:{tmp_path / 'file'}")
-    with pytest.raises(ConfigError, match="Not a directory|File exists"):
+    with pytest.raises(ConfigError, match=r"Not a directory|File exists"):
         acquire(f"embedded:{tmp_path / 'file' / 'pgdata'}")
 
 
@@ -274,7 +274,7 @@ def test_an_initdb_killed_half_way(folder: Path) -> None:
     starter = Sharer(folder)
     deadline = time.monotonic() + 30
     while not list(folder.glob(".tracevault-init-*/global")) and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(0.001)
     starter.kill()
     assert not (folder / "PG_VERSION").exists()
     handle = acquire(f"embedded:{folder}")

@@ -463,18 +463,29 @@ def _account(folder: Path) -> _Account | None:
         return _Account(found.st_uid, found.st_gid)
     with contextlib.suppress(KeyError):
         return _Account(*pwd.getpwnam(_NAME)[2:4])
+    return _create_user()
+
+
+def _create_user() -> _Account:
     output = "there is no useradd"
-    if useradd := shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin"):
-        options = ("--system", "--no-create-home", "--shell", "/usr/sbin/nologin")
-        done = subprocess.run([useradd, *options, _NAME], capture_output=True, text=True, check=False)  # noqa: S603
-        output = done.stderr.strip()
+    # One at a time on this machine: a useradd that waits for another of the same name then gives it a new
+    # number. Nobody else locks /etc this way, and the descriptor's end is the lock's.
+    fd = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _Account(*pwd.getpwnam(_NAME)[2:4])  # or another process was faster
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(KeyError):
+            return _Account(*pwd.getpwnam(_NAME)[2:4])
+        if useradd := shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin"):
+            command = [useradd, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
+            output = subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()  # noqa: S603
+        return _Account(*pwd.getpwnam(_NAME)[2:4])
     except KeyError:
         raise _refusal(
             f'PostgreSQL does not run as root, and the system user "{_NAME}" for it could not be created '
             f"({output}); create it, or run as another user"
         ) from None
+    finally:
+        os.close(fd)
 
 
 def _give(folder: Path, account: _Account) -> None:
