@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -259,14 +261,25 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         acquire(f"embedded:{tmp_path / 'file' / 'pgdata'}")
 
 
-@pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Be nobody for the block, if we are root, who may write everywhere."""
+    if IS_ROOT:
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        if IS_ROOT:
+            os.seteuid(0)
+
+
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    with pytest.raises(ConfigError, match="Permission denied") as caught:
+    with without_root(), pytest.raises(ConfigError, match="Permission denied") as caught:
         acquire(f"embedded:{closed / 'pgdata'}")
     assert caught.value.field == "connection_string"
-    with pytest.raises(ConfigError):  # of root
+    with without_root(), pytest.raises(ConfigError):  # of root
         acquire("embedded:/root/pgdata")
 
 
