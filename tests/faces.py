@@ -22,7 +22,7 @@ class Face:
         self.vault = vault
         self._runner = runner
 
-    def _call(self, target: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, target: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         result = getattr(target, name)(*args, **kwargs)
         return result if self._runner is None else self._runner.run(result)
 

@@ -6,10 +6,12 @@ derive from the fields of `Config`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from decimal import Decimal
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -25,6 +27,7 @@ MAX_ENVIRONMENT = 128
 # jsonb holds no string longer than this, and a record must fit one.
 MAX_EVENT_BYTES = 2**28 - 1
 
+_SHOWN = 64
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _SCOPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
@@ -116,14 +119,15 @@ class Config:
 def config_from(options: Mapping[str, Any]) -> Config:
     """Return the `Config` for keyword arguments; an unknown one is refused with the nearest known name.
 
-    None means not given, except where it is the default.
+    None is refused where it is not the default: a setting that came up empty must not turn masking off.
     """
     known = [option.name for option in fields(Config)]
     for name in options:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
+            shown = _printable(name)
+            close = get_close_matches(shown, known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else "known are " + ", ".join(known)
-            raise ConfigError(f"`{name}` is not an option; {hint}", field=name)
+            raise ConfigError(f"`{shown}` is not an option; {hint}", field=shown)
     return Config(**options)
 
 
@@ -160,7 +164,7 @@ def check_table_name(value: object, field: str = "table_name") -> str:
             f"digit, got {_shown(value)}; a table outside the default schema is reached by search_path",
             field=field,
         )
-    return value
+    return str.__str__(value)  # a member of an Enum stands for its value
 
 
 def check_scope_name(value: object, field: str) -> str:
@@ -171,12 +175,25 @@ def check_scope_name(value: object, field: str) -> str:
             f"hyphens, got {_shown(value)}",
             field=field,
         )
-    return value
+    return str.__str__(value)
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool)) or value is None else type(value).__name__
-    return text if len(text) <= 64 else text[:63] + "…"
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return _shorten(str(Decimal(value)))  # Python refuses to print an int of more than 4,300 digits
+    plain = isinstance(value, (str, int, float, bool)) or value is None
+    return _shorten(repr(value) if plain else f"an instance of {type(value).__name__}")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def _printable(name: object) -> str:
+    """Return a name that is not ours for a message: shortened, what would not print written as an escape."""
+    if not isinstance(name, str):
+        return _shown(name)
+    return _shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: _SHOWN + 1]))
 
 
 def _check_driver(config: Config) -> None:
@@ -210,24 +227,28 @@ def _check_connections(config: Config) -> None:
 
 
 def _check_scopes(config: Config) -> None:
-    check_scope_name(config.default_scope, "default_scope")
+    _set(config, "default_scope", check_scope_name(config.default_scope, "default_scope"))
     if not isinstance(config.scopes, Mapping) or not config.scopes:
         raise ConfigError(
-            '`scopes` must be a mapping with at least one scope: {"default": {"table_name": "audit_logs"}}',
+            '`scopes` must be a mapping with at least one scope: {"default": {"table_name": "audit_logs"}}, '
+            f"got {_shown(config.scopes)}",
             field="scopes",
         )
     scopes: dict[str, str | Mapping[str, str]] = {}
-    for name, entry in config.scopes.items():
-        check_scope_name(name, f"scopes.{name}" if isinstance(name, str) else "scopes")
+    for given, entry in config.scopes.items():
+        name = check_scope_name(given, f"scopes.{_printable(given)}" if isinstance(given, str) else "scopes")
         if isinstance(entry, str):
             scopes[name] = {"table_name": check_table_name(entry)}
             continue
         if not isinstance(entry, Mapping):
-            raise ConfigError(f'`scopes.{name}` must be {{"table_name": ...}} or a table name', field=f"scopes.{name}")
-        unknown = [key for key in entry if key != "table_name"]
+            raise ConfigError(
+                f'`scopes.{name}` must be {{"table_name": ...}} or a table name, got {_shown(entry)}',
+                field=f"scopes.{name}",
+            )
+        unknown = [_printable(key) for key in entry if key != "table_name"]
         if unknown:
             raise ConfigError(
-                f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known is table_name",
+                f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known is `table_name`",
                 field=f"scopes.{name}.{unknown[0]}",
             )
         scopes[name] = {"table_name": check_table_name(entry.get("table_name"))}
@@ -242,7 +263,10 @@ def _check_scopes(config: Config) -> None:
 def _check_bootstrap(config: Config) -> None:
     value = config.bootstrap
     if not isinstance(value, Mapping) or not set(value) <= {"ensure_schema"}:
-        raise ConfigError('`bootstrap` must be {"ensure_schema": True} or {"ensure_schema": False}', field="bootstrap")
+        raise ConfigError(
+            f'`bootstrap` must be {{"ensure_schema": True}} or {{"ensure_schema": False}}, got {_shown(value)}',
+            field="bootstrap",
+        )
     if not isinstance(value.get("ensure_schema", True), bool):
         raise ConfigError(
             f"`bootstrap.ensure_schema` must be True or False, got {_shown(value['ensure_schema'])}",
@@ -260,7 +284,7 @@ def _check_masking(config: Config) -> None:
     for name in names:
         if not isinstance(name, str) or not name:
             raise ConfigError(f"`mask_fields` must hold non-empty strings, got {_shown(name)}", field="mask_fields")
-    _set(config, "mask_fields", tuple(names))
+    _set(config, "mask_fields", tuple(map(str.__str__, names)))
     _check_text(config, "mask_value", most=None)
 
 
@@ -276,6 +300,7 @@ def _check_text(config: Config, name: str, *, most: int | None) -> None:
         storable = False
     if not storable:
         raise ConfigError(f"`{name}` holds U+0000 or a lone surrogate, which PostgreSQL cannot store", field=name)
+    _set(config, name, str.__str__(value))
 
 
 def _check_environment(config: Config) -> None:
@@ -292,6 +317,7 @@ def _check_choices(config: Config) -> None:
         if not isinstance(value, str) or value not in choices:
             allowed = ", ".join(f'"{choice}"' for choice in choices)
             raise ConfigError(f"`{name}` must be one of {allowed}, got {_shown(value)}", field=name)
+        _set(config, name, str.__str__(value))
 
 
 def _check_callables(config: Config) -> None:
@@ -299,9 +325,9 @@ def _check_callables(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not callable(value):
             raise ConfigError(f"`{name}` must be callable, got {_shown(value)}", field=name)
-        # CO_COROUTINE: a coroutine function would be called and never awaited.
-        code = getattr(value, "__code__", None)
-        if code is not None and code.co_flags & 0x80:
+        # It would be called and never awaited. An object is as good as its __call__.
+        calls = (value, type(value).__call__)
+        if any(map(inspect.iscoroutinefunction, calls)) or any(map(inspect.isasyncgenfunction, calls)):
             raise ConfigError(f"`{name}` runs on the writer's thread and cannot be a coroutine function", field=name)
 
 

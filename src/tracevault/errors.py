@@ -19,11 +19,22 @@ message and in no chained exception.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 
 class TracevaultError(Exception):
     """The root of the tree. Raised as itself for lifecycle mistakes, such as use after ``close()``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as message and fields, so that an error reaches another process whole."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(kind: type[TracevaultError], args: tuple[Any, ...], fields: dict[str, Any]) -> TracevaultError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(TracevaultError):
@@ -87,8 +98,8 @@ class QueueFullError(TracevaultError):
 class UndeliveredError(TracevaultError):
     """``flush()`` or ``close()`` ended with records that are not in the database.
 
-    ``lost`` counts those that never will be (each was given to ``on_error``), since the last report;
-    ``pending`` counts those still waiting in memory when ``flush`` ran out of time.
+    ``lost`` counts those that never will be, since the last report: each was given to ``on_error``, or dropped
+    as ``on_full="drop_newest"`` asked. ``pending`` counts those still waiting when time ran out.
     """
 
     def __init__(self, message: str, *, lost: int = 0, pending: int = 0) -> None:

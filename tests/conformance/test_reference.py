@@ -117,6 +117,7 @@ def filled(request: pytest.FixtureRequest, shared_dsn: str) -> Iterator[Face]:
         yield vault
         vault.close()
 
+
 @pytest.mark.parametrize("case", named(REFERENCE["read"]["queries"]))
 def test_find_many(case: dict[str, Any], filled: Face) -> None:
     expected = case["find_many"]
@@ -128,6 +129,7 @@ def test_find_many(case: dict[str, Any], filled: Face) -> None:
     found = filled.query.find_many(**decoded(case["filters"]))
     assert [record.data["n"] for record in found] == expected["n"]
 
+
 @pytest.mark.parametrize("case", named(REFERENCE["read"]["queries"]))
 def test_count(case: dict[str, Any], filled: Face) -> None:
     filters = {k: v for k, v in decoded(case["filters"]).items() if k not in {"limit", "offset", "order"}}
@@ -138,6 +140,7 @@ def test_count(case: dict[str, Any], filled: Face) -> None:
         assert field_matches(caught.value.field, expected["field"])
         return
     assert filled.query.count(**filters) == expected["count"]
+
 
 @pytest.mark.parametrize("case", named(REFERENCE["read"]["find_by_id"]))
 def test_find_by_id(case: dict[str, Any], filled: Face) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from uuid import uuid4
 
+from tracevault.event.payload import has_surrogate
 from tracevault.event.record import limit_of
 
 CORRELATION_ID_HEADER = "X-Correlation-Id"
@@ -18,16 +19,19 @@ def random_correlation_id() -> str:
 
 
 def read_correlation_id_header(headers: Headers) -> str | None:
-    """Return the request's ``X-Correlation-Id``, trimmed; None if missing, blank or over 512 characters.
+    """Return the request's ``X-Correlation-Id``, trimmed; None if missing, blank, over 512 characters, or unstorable.
 
     ``headers`` is a mapping of header names (compared without regard to case) or a getter such as
-    ``request.headers.get``. The value comes from outside: store it, do not trust it.
+    ``request.headers.get``. The value comes from outside: store it, do not trust it. One that PostgreSQL cannot
+    hold (U+0000, lone surrogates) counts as missing: a request must not be able to keep its events out of the log.
     """
     value = headers(CORRELATION_ID_HEADER) if callable(headers) else _lookup(headers)
     if not isinstance(value, str):
         return None
     value = value.strip()
-    return value if 0 < len(value) <= limit_of("correlation_id") else None
+    if not 0 < len(value) <= limit_of("correlation_id") or "\0" in value or has_surrogate(value):
+        return None
+    return value
 
 
 def resolve_correlation_id(headers: Headers) -> str:
@@ -39,4 +43,4 @@ def _lookup(headers: Mapping[str, str]) -> str | None:
     if CORRELATION_ID_HEADER in headers:
         return headers[CORRELATION_ID_HEADER]
     name = CORRELATION_ID_HEADER.lower()
-    return next((value for key, value in headers.items() if key.lower() == name), None)
+    return next((value for key, value in headers.items() if isinstance(key, str) and key.lower() == name), None)

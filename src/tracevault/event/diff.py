@@ -34,20 +34,37 @@ def compute_diff(before: Mapping[str, Any] | None, after: Mapping[str, Any] | No
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Whether two values are stored as the same JSON value."""
-    one, other = _plain(one), _plain(other)
-    if one is other:
-        return True
+    """Whether two values are stored as the same JSON value.
+
+    No pair of containers is compared twice: neither cycles nor values that appear often cost more than once.
+    """
+    pairs = [(one, other)]
+    compared: set[tuple[int, int]] = set()
+    while pairs:
+        one, other = map(_plain, pairs.pop())
+        if one is other or (id(one), id(other)) in compared:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.keys() != other.keys():
+                return False
+            pairs.extend((value, other[key]) for key, value in one.items())
+        elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            if len(one) != len(other):
+                return False
+            pairs.extend(zip(one, other, strict=True))
+        elif _same_scalar(one, other):
+            continue
+        else:
+            return False
+        compared.add((id(one), id(other)))
+    return True
+
+
+def _same_scalar(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return False  # the singletons were compared by identity
     if isinstance(one, (int, float, Decimal)) and isinstance(other, (int, float, Decimal)):
         return _exact(one) == _exact(other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same_json, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return len(one) == len(other) and all(
-            key in other and same_json(value, other[key]) for key, value in one.items()
-        )
     return type(one) is type(other) and bool(one == other)
 
 
@@ -55,7 +72,10 @@ def _plain(value: Any) -> Any:
     while isinstance(value, Enum):
         value = value.value
     if isinstance(value, datetime) and value.utcoffset() is not None:
-        return iso_utc(value)
+        try:
+            return iso_utc(value)
+        except OverflowError:  # outside the years 1 to 9999 in UTC
+            return value.isoformat()
     if isinstance(value, (date, UUID)):
         return str(value)
     if isinstance(value, str):

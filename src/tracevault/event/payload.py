@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -17,30 +19,34 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ValidationError
-from tracevault.event.rules import shorten
+from tracevault.event.mask import fold
+from tracevault.event.rules import got, printable, shorten
 
 MAX_DEPTH = 100
 MAX_DIGITS = 1000
 MAX_EXPONENT = 1000
 _INT_LIMIT = 10**MAX_DIGITS
 _WORD = 2**63
-# Below this length a string's size is covered by the count of nodes; see Encoder.left.
-_SHORT = 256
-_PREFIX_CACHE_SIZE = 4096
+# Up to this length a text is covered by the count of nodes; see _Walk.left.
+_SHORT = 64
+_KNOWN_KEYS = 4096
 _quote = encode_basestring
 
 
 class _Refused(Exception):  # noqa: N818 - control flow inside this module
-    """A value that cannot be stored. ``path`` grows while the exception climbs, innermost key first."""
+    """A value that cannot be stored. ``path`` grows while the exception climbs, innermost key first.
 
-    def __init__(self, reason: str, *, too_deep: bool = False) -> None:
+    ``endless``: too deep or too large, as a cycle is.
+    """
+
+    def __init__(self, reason: str, *, endless: bool = False) -> None:
         self.reason = reason
-        self.too_deep = too_deep
+        self.endless = endless
         self.path: list[str | int] = []
 
 
 class Encoder:
-    """Turns payloads into JSON text; holds what the options say about that, and no state.
+    """Turns payloads into JSON text; holds what the options say about that, and which keys are fine.
 
     ``names`` are the masked keys, case-folded (``mask.masked_names``); ``max_bytes`` bounds the work that a
     payload may cause before its size is known, so that a small structure which mentions the same large list
@@ -52,56 +58,60 @@ class Encoder:
         self.mask_value = mask_value
         self.mask_text: str = _quote(mask_value)
         self.max_bytes = max_bytes
+        # '"key": ' of keys that were checked before and are not masked.
+        self.prefixes: dict[str, str] = {}
 
     def masks(self, key: str) -> bool:
         """Whether the value under ``key`` is replaced."""
-        return key.casefold() in self.names
+        return fold(key) in self.names
 
-    def encode(self, value: Any, field: str, *, depth: int = 1) -> str:
+    def encode(self, value: Any, field: str, *, depth: int = 1, hidden: bool = False) -> str:
         """Return the JSON object ``value`` as text; raise `ValidationError` with the path below ``field``.
 
-        ``depth`` is the nesting level at which ``value`` counts; more than 100 levels are refused.
+        ``depth`` is the nesting level at which ``value`` counts; more than 100 levels are refused. ``hidden``:
+        it is checked, and masked as a whole.
         """
         if not isinstance(value, dict):
             raise ValidationError(f"`{field}` must be a dict with string keys, not {_describe(value)}", field=field)
+        walk = _Walk(self)
         try:
-            return _Walk(self).object_text(value, depth)
+            if hidden:
+                walk.check_hidden(value, depth - 1)
+                return self.mask_text
+            return walk.object_text(value, depth)
         except _Refused as refused:
             refusal = refused
         raise _refusal_error(value, field, refusal)
 
 
 class _Walk:
-    """One encoding under way. ``left`` is what remains of the budget; ``hidden`` is set below a masked key."""
+    """One encoding under way. ``left`` is what remains of the budget: one per value, more for long texts."""
 
-    __slots__ = ("hidden", "left", "mask_text", "max_bytes", "names")
+    __slots__ = ("behind", "encoder", "left")
 
     def __init__(self, encoder: Encoder) -> None:
-        self.names = encoder.names
-        self.mask_text = encoder.mask_text
-        self.max_bytes = encoder.max_bytes
+        self.encoder = encoder
         self.left = encoder.max_bytes
-        self.hidden = False
+        self.behind: _HiddenWalk | None = None
 
     def object_text(self, value: dict[Any, Any], depth: int) -> str:
         if depth > MAX_DEPTH:
-            raise _Refused(f"is nested deeper than {MAX_DEPTH} levels", too_deep=True)
+            raise _too_deep()
         self.left -= len(value) + 1
         if self.left < 0:
-            raise _Refused(f"makes the event larger than `max_event_bytes` ({self.max_bytes})")
-        names = self.names
+            raise self.too_large()
+        known = self.encoder.prefixes
         parts = []
         key: Any = ""
         try:
             for key, item in value.items():
-                prefix = _PREFIXES.get(key) if type(key) is str else None
+                prefix = known.get(key) if type(key) is str else None
                 if prefix is None:
-                    prefix = _prefix(key)
-                if names and key.casefold() in names:
-                    if not self.hidden:
+                    prefix = self.key_text(key)
+                    if self.masks(key):
                         self.check_hidden(item, depth)
-                    parts.append(prefix + self.mask_text)
-                    continue
+                        parts.append(prefix + self.encoder.mask_text)
+                        continue
                 kind = type(item)
                 if kind is str:
                     parts.append(prefix + self.string_text(item))
@@ -112,16 +122,16 @@ class _Walk:
                 else:
                     parts.append(prefix + self.value_text(item, depth))
         except _Refused as refused:
-            refused.path.append(key if isinstance(key, str) else shorten(repr(key)))
+            refused.path.append(key if isinstance(key, str) else self.key_shown(key))
             raise
         return "{" + ", ".join(parts) + "}"
 
     def array_text(self, value: list[Any] | tuple[Any, ...], depth: int) -> str:
         if depth > MAX_DEPTH:
-            raise _Refused(f"is nested deeper than {MAX_DEPTH} levels", too_deep=True)
+            raise _too_deep()
         self.left -= len(value) + 1
         if self.left < 0:
-            raise _Refused(f"makes the event larger than `max_event_bytes` ({self.max_bytes})")
+            raise self.too_large()
         parts: list[str] = []
         try:
             for item in value:
@@ -166,9 +176,7 @@ class _Walk:
 
     def string_text(self, item: str) -> str:
         if len(item) > _SHORT:
-            self.left -= len(item)
-            if self.left < 0:
-                raise _Refused(f"makes the event larger than `max_event_bytes` ({self.max_bytes})")
+            self.spend(len(item))
         if "\0" in item:
             raise _Refused(f"contains the character U+0000, which PostgreSQL cannot store{self.shown(item)}")
         if not item.isascii() and has_surrogate(item):
@@ -177,9 +185,14 @@ class _Walk:
         return quoted
 
     def integer_text(self, item: int) -> str:
+        if -_WORD < item < _WORD:
+            return int.__repr__(item)
         if not -_INT_LIMIT < item < _INT_LIMIT:
-            raise _Refused(f"is an integer of more than {MAX_DIGITS:,} digits")
-        return int.__repr__(item)
+            raise _Refused(f"is an integer of more than {MAX_DIGITS:,} digits{self.shown(item)}")
+        # By way of Decimal, since Python can be told to print no integer of more than 640 digits.
+        text = str(Decimal(item))
+        self.spend(len(text))
+        return text
 
     def float_text(self, item: float) -> str:
         if not math.isfinite(item):
@@ -191,8 +204,13 @@ class _Walk:
         if not isinstance(exponent, int):
             raise _Refused(f"is not a finite number, which JSON cannot hold{self.shown(item)}")
         if len(digits) > MAX_DIGITS or abs(exponent) > MAX_EXPONENT:
-            raise _Refused(f"is a Decimal beyond {MAX_DIGITS:,} digits or an exponent of {MAX_EXPONENT:,} either way")
-        return Decimal.__str__(item)
+            raise _Refused(
+                f"is a Decimal beyond {MAX_DIGITS:,} digits or an exponent of {MAX_EXPONENT:,} either way"
+                f"{self.shown(item)}"
+            )
+        text = Decimal.__str__(item)
+        self.spend(len(text))
+        return text
 
     def scalar_text(self, item: datetime | date | UUID) -> str:
         if not isinstance(item, datetime):
@@ -204,45 +222,104 @@ class _Walk:
         except OverflowError:
             raise _Refused(f"lies outside the years 1 to 9999 in UTC{self.shown(item)}") from None
 
+    def key_text(self, key: Any) -> str:
+        """Return a key that is not known yet, or masked, as text; remember it, unless it is masked."""
+        if not isinstance(key, str):
+            raise _Refused(f"is a key of type {type(key).__name__}; keys must be strings")
+        key = str.__str__(key)
+        if len(key) > _SHORT:
+            self.spend(len(key))
+        if "\0" in key or has_surrogate(key):
+            raise _Refused("is a key with U+0000 or a lone surrogate, which PostgreSQL cannot store")
+        prefix: str = _quote(key) + ": "
+        known = self.encoder.prefixes
+        if len(known) < _KNOWN_KEYS and len(key) <= _SHORT and not self.encoder.masks(key):
+            known[key] = prefix
+        return prefix
+
+    def masks(self, key: str) -> bool:
+        """Whether the value under ``key`` is replaced."""
+        return self.encoder.masks(key)
+
     def check_hidden(self, item: Any, depth: int) -> None:
-        """Check what the mask is about to replace: it must be a payload too, but its size does not count."""
-        left = self.left
-        self.left = max(16 * self.max_bytes, 2**24)
-        self.hidden = True
-        try:
-            self.value_text(item, depth)
-        finally:
-            self.hidden = False
-            self.left = left
+        """Check what the mask is about to replace: it must be a payload too."""
+        if self.behind is None:
+            self.behind = _HiddenWalk(self.encoder)
+        self.behind.value_text(item, depth)
+
+    def spend(self, characters: int) -> None:
+        """Take ``characters`` off the budget."""
+        self.left -= characters
+        if self.left < 0:
+            raise self.too_large()
+
+    def too_large(self) -> _Refused:
+        """Return the refusal of what exceeds the budget."""
+        return _Refused(f"makes the event larger than `max_event_bytes` ({self.encoder.max_bytes:,})", endless=True)
 
     def shown(self, item: object) -> str:
-        """Return the value for the message, unless it stands below a masked key."""
-        return "" if self.hidden else f" (got {shorten(repr(item))})"
+        """Return the value for the message."""
+        return f" (got {got(item) if isinstance(item, int) else shorten(repr(item))})"
+
+    def key_shown(self, key: object) -> str:
+        """Return a key that is no string, for the path."""
+        return got(key)
 
 
-_PREFIXES: dict[str, str] = {}
+class _HiddenWalk(_Walk):
+    """Checks what stands below masked keys. It is not stored, so its size does not count, and it is not shown."""
+
+    __slots__ = ("deepest", "heights")
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.left = max(16 * encoder.max_bytes, 2**24)
+        # How many levels each checked container has: one that is mentioned a thousand times is checked once.
+        self.heights: dict[int, int] = {}
+        self.deepest = 0
+
+    def object_text(self, value: dict[Any, Any], depth: int) -> str:
+        return self.check_once(super().object_text, value, depth)
+
+    def array_text(self, value: list[Any] | tuple[Any, ...], depth: int) -> str:
+        return self.check_once(super().array_text, value, depth)
+
+    def check_once(self, check: Callable[[Any, int], str], value: Any, depth: int) -> str:
+        """Check a container, unless that was done and all its levels are within the limit here, too."""
+        outer = self.deepest
+        self.deepest = depth + self.heights.get(id(value), 2 * MAX_DEPTH)
+        if self.deepest > MAX_DEPTH:
+            self.deepest = depth
+            check(value, depth)
+            self.heights[id(value)] = self.deepest - depth
+        self.deepest = max(outer, self.deepest)
+        return ""
+
+    def masks(self, key: str) -> bool:
+        return False
+
+    def too_large(self) -> _Refused:
+        return _Refused("is too large to be checked, even though it is masked", endless=True)
+
+    def shown(self, item: object) -> str:
+        return ""
+
+    def key_shown(self, key: object) -> str:
+        return f"an instance of {type(key).__name__}"
 
 
-def _prefix(key: Any) -> str:
-    if not isinstance(key, str):
-        raise _Refused(f"is a key of type {type(key).__name__}; keys must be strings")
-    key = str.__str__(key)
-    if "\0" in key or has_surrogate(key):
-        raise _Refused("is a key with U+0000 or a lone surrogate, which PostgreSQL cannot store")
-    prefix: str = _quote(key) + ": "
-    if len(_PREFIXES) < _PREFIX_CACHE_SIZE and len(key) <= _SHORT:
-        _PREFIXES[key] = prefix
-    return prefix
+def _too_deep() -> _Refused:
+    return _Refused(f"is nested deeper than {MAX_DEPTH} levels", endless=True)
 
 
 def _refusal_error(root: Any, field: str, refused: _Refused) -> ValidationError:
     steps = refused.path[::-1]
     reason = refused.reason
-    if refused.too_deep:
+    if refused.endless:
         closing = _cycle_length(root, steps)
         if closing is not None:
             steps, reason = steps[:closing], "refers back to a container that holds it (a cycle)"
-    path = field + "".join(f"[{step}]" if isinstance(step, int) else "." + _plain_key(step) for step in steps)
+    path = field + "".join(f"[{step}]" if isinstance(step, int) else "." + printable(step) for step in steps)
     return ValidationError(f"`{path}` {reason}", field=path)
 
 
@@ -252,17 +329,12 @@ def _cycle_length(root: Any, steps: list[str | int]) -> int | None:
     value = root
     for count, step in enumerate(steps, 1):
         value = value[step]
-        if isinstance(value, Enum):
+        while isinstance(value, Enum):
             value = value.value
         if id(value) in seen:
             return count
         seen.add(id(value))
     return None
-
-
-def _plain_key(key: str) -> str:
-    """Return a key as part of a path: long ones shortened, what would not print written as an escape."""
-    return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in key[:65]))
 
 
 def _describe(value: object) -> str:
@@ -298,9 +370,13 @@ def iso_utc(moment: datetime) -> str:
 def decode(text: str) -> Any:
     """Return the Python value of a ``jsonb`` column's text.
 
-    An integer is an ``int``; another number is the ``float`` that prints the same number, else a ``Decimal``.
+    An integer is an ``int`` (a ``Decimal`` if it has more digits than Python converts: 4,300, see
+    `sys.set_int_max_str_digits`); another number is the ``float`` that prints the same number, else a ``Decimal``.
     """
-    return _DECODER.decode(text)
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        return _decode_deep(text)
 
 
 def _number(text: str) -> float | Decimal:
@@ -312,11 +388,35 @@ def _number(text: str) -> float | Decimal:
 
 
 def _whole_number(text: str) -> int | Decimal:
-    # Python refuses to parse integers of more than 4,300 digits; PostgreSQL may hold them.
-    return int(text) if len(text) <= 4 * MAX_DIGITS else Decimal(text)
+    try:
+        return int(text)
+    except ValueError:
+        return Decimal(text)
 
 
 _DECODER = json.JSONDecoder(parse_float=_number, parse_int=_whole_number)
+_PIECE = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*"|[][{}]|[^][{}:,"\s]+)(\s*:)?')
+
+
+def _decode_deep(text: str) -> Any:
+    """Decode what other writers nested deeper than Python's stack allows."""
+    root: list[Any] = []
+    containers: list[Any] = [root]
+    key = ""
+    for piece, colon in _PIECE.findall(text):
+        if colon:
+            key = _DECODER.decode(piece)
+        elif piece in "]}":
+            containers.pop()
+        else:
+            value = {"[": [], "{": {}}[piece] if piece in "[{" else _DECODER.decode(piece)
+            if type(containers[-1]) is dict:
+                containers[-1][key] = value
+            else:
+                containers[-1].append(value)
+            if piece in "[{":
+                containers.append(value)
+    return root[0]
 
 
 def jsonb_text(value: Any) -> str:
@@ -332,9 +432,8 @@ def jsonb_text(value: Any) -> str:
         return "[" + ", ".join(map(jsonb_text, value)) + "]"
     if isinstance(value, str):
         return str(_quote(value))
-    if isinstance(value, float):
-        value = Decimal(repr(value))
-    if isinstance(value, Decimal):
-        # PostgreSQL's numeric knows no negative zero.
-        return f"{abs(value) if value.is_zero() else value:f}"
-    return "null" if value is None else str(value).lower()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    # PostgreSQL's numeric knows no negative zero.
+    return f"{number.copy_abs() if number.is_zero() else number:f}"

@@ -6,10 +6,11 @@ Pure: it reads the caller's objects, changes none of them, and touches neither d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import Enum
 from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -45,7 +46,9 @@ _TEXTS = tuple(
     if name in EVENT_FIELDS - {"event", "trace_id", "span_id"} and BY_NAME[name].column.limit is not None
 )
 _GENERATED_ROOTS = frozenset(stored.column.generated[0] for stored in GENERATED_COLUMNS if stored.column.generated)
+_NOTHING_GIVEN: dict[str, Any] = dict.fromkeys(INSERT_COLUMNS)
 _row = itemgetter(*INSERT_COLUMNS)
+_EXACT = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 
 
 @dataclass(frozen=True)
@@ -93,81 +96,90 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     encoder = settings.encoder
     sides = {side: {} if values.get(side) is None else values[side] for side in ("before", "after")}
-    texts = {side: encoder.encode(value, side) for side, value in sides.items()}
+    texts = {side: encoder.encode(value, side, hidden=encoder.masks(side)) for side, value in sides.items()}
     # The values in it passed at depth 2 of their side; under diff they stand two levels further down.
-    texts["diff"] = encoder.encode(compute_diff(sides["before"], sides["after"]), "diff", depth=-1)
-    data_text = ", ".join(
-        f'"{part}": {encoder.mask_text if encoder.masks(part) else text}' for part, text in texts.items()
-    )
+    diff = compute_diff(sides["before"], sides["after"])
+    texts["diff"] = encoder.encode(diff, "diff", depth=-1, hidden=encoder.masks("diff"))
+    data_text = ", ".join(f'"{part}": {text}' for part, text in texts.items())
     return _finish(name, values, "{" + data_text + "}", settings, mode)
 
 
 def _merge(event: Any, fields: Mapping[str, Any], known: frozenset[str]) -> Mapping[str, Any]:
-    if isinstance(event, Mapping):
-        twice = next((key for key in event if key in fields), None)
-        if twice is not None:
-            raise ValidationError(f"`{twice}` is given twice: in the event and as a keyword", field=twice)
-        values: Mapping[str, Any] = {**event, **fields}
+    # The types that nearly every event has come first: an abstract class takes its time to say no.
+    if type(event) is not str and (type(event) is dict or isinstance(event, Mapping)):
+        values: Mapping[str, Any] = _joined(event, fields) if fields else event
     elif event is None:
         values = fields
     else:
-        if "event" in fields:
+        if fields.get("event") is not None:
             raise ValidationError("`event` is given twice: first and as a keyword", field="event")
         values = {**fields, "event": event}
     if not known.issuperset(values):
         unknown = next(key for key in values if key not in known)
-        raise ValidationError(
-            f"`{rules.shorten(str(unknown))}` is not a field of an event; {rules.nearest(unknown, known)}",
-            field=rules.shorten(str(unknown)),
-        )
+        field = rules.printable(unknown)
+        raise ValidationError(f"`{field}` is not a field of an event; {rules.nearest(unknown, known)}", field=field)
     return values
+
+
+def _joined(event: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    twice = next((name for name in given if event.get(name) is not None), None)
+    if twice is not None:
+        field = rules.printable(twice)
+        raise ValidationError(f"`{field}` is given twice: in the event and as a keyword", field=field)
+    return {**fields, **event, **given}
 
 
 def _finish(
     name: str, values: Mapping[str, Any], data_text: str | None, settings: Settings, forced_mode: str | None
 ) -> Prepared:
     get = values.get
-    row: dict[str, Any] = {"event": name, "data": data_text}
+    row = _NOTHING_GIVEN.copy()
+    row["event"], row["data"] = name, data_text
     row["actor_id"], row["actor_type"] = _identity(get("actor"), "actor", Actor)
     row["target_id"], row["target_type"] = _identity(get("target"), "target", Target)
 
     mode = get("mode")
     if mode is None:
         mode = forced_mode or settings.default_mode
-    elif rules.choice(mode, "mode", MODES) != forced_mode and forced_mode is not None:
-        raise ValidationError(f'`mode` cannot be "{mode}" here: this call is always {forced_mode}', field="mode")
+    else:
+        mode = rules.choice(mode, "mode", MODES)
+        if forced_mode is not None and mode != forced_mode:
+            raise ValidationError(f'`mode` cannot be "{mode}" here: this call is always {forced_mode}', field="mode")
     row["mode"] = mode
 
     occurred_at = get("occurred_at")
     row["occurred_at"] = datetime.now(UTC) if occurred_at is None else rules.moment(occurred_at, "occurred_at")
     for field, limit in _TEXTS:
         value = get(field)
-        row[field] = None if value is None else rules.text(value, field, limit)
+        if value is not None:
+            row[field] = rules.text(value, field, limit)
     if row["environment"] is None:
         row["environment"] = settings.environment
     for field, limit in _HEX_IDS:
         value = get(field)
-        row[field] = None if value is None else rules.hex_id(value, field, limit)
+        if value is not None:
+            row[field] = rules.hex_id(value, field, limit)
 
     meta = get("meta")
     row["meta"] = meta_text = None if meta is None else settings.encoder.encode(meta, "meta")
-    _check_size(data_text, meta_text, settings.encoder.max_bytes)
+    _check_size(data_text or "", meta_text or "", settings.encoder.max_bytes)
 
     given_id = get("id")
     row["id"] = uuid7() if given_id is None else rules.uuid(given_id, "id")
     return Prepared(row["id"], mode, _row(row), given_id is not None, occurred_at is not None)
 
 
-def _identity(value: Any, field: str, kind: Callable[[str, str], Actor | Target]) -> tuple[str | None, str | None]:
+def _identity(value: Any, field: str, kind: type[Actor | Target]) -> tuple[str | None, str | None]:
     if value is None:
         return None, None
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):
         id_, type_ = value.get("id"), value.get("type")
-    elif type(value) is kind:
+    elif isinstance(value, kind):
         id_, type_ = value.id, value.type
     else:
         raise ValidationError(
-            f'`{field}` must be {{"id": ..., "type": ...}} or a {field.capitalize()}, got {rules.got(value)}',
+            f'`{field}` must be {{"id": ..., "type": ...}} or {field.capitalize()}(id, type), got {rules.got(value)}',
             field=field,
         )
     id_ = rules.text(id_, field + ".id", _IDENTITY_LIMIT, blank=False)
@@ -182,11 +194,10 @@ def _identity(value: Any, field: str, kind: Callable[[str, str], Actor | Target]
     return id_, type_
 
 
-def _check_size(data_text: str | None, meta_text: str | None, most: int) -> None:
-    characters = len(data_text or "") + len(meta_text or "")
-    if characters * 4 <= most:
+def _check_size(data_text: str, meta_text: str, most: int) -> None:
+    if (len(data_text) + len(meta_text)) * 4 <= most:
         return
-    data_size, meta_size = utf8_length(data_text or ""), utf8_length(meta_text or "")
+    data_size, meta_size = utf8_length(data_text), utf8_length(meta_text)
     if data_size + meta_size > most:
         field = "data" if data_size >= meta_size else "meta"
         raise ValidationError(
@@ -203,11 +214,13 @@ def generated_value(data: dict[str, Any], path: tuple[str, ...], encoder: Encode
     """
     value: Any = data
     for key in path:
+        while isinstance(value, Enum):
+            value = value.value
         if not isinstance(value, dict) or key not in value:
             return None
         value = encoder.mask_value if encoder is not None and encoder.masks(key) else value[key]
     if encoder is not None and type(value) is not str:
-        value = json.loads(encoder.encode({"": value}, ""), parse_float=Decimal)[""]
+        value = _EXACT.decode(encoder.encode({"": value}, ""))[""]
     if value is None:
         return None
     return (value if isinstance(value, str) else jsonb_text(value)).strip(" ") or None
@@ -222,7 +235,7 @@ def _check_generated(data: dict[str, Any], encoder: Encoder) -> None:
             field = ".".join(("data", *path))
             raise ValidationError(
                 f"`{field}` must have at most {limit} characters, since the column `{stored.name}` is made "
-                f"from it, got {len(text)}",
+                f"from it, got {len(text)}: {rules.got(text)}",
                 field=field,
             )
 
@@ -230,9 +243,10 @@ def _check_generated(data: dict[str, Any], encoder: Encoder) -> None:
 def unstored_record(prepared: Prepared) -> AuditRecord:
     """Return the record that would have been stored, for ``on_error``."""
     values: dict[str, Any] = dict(zip(INSERT_COLUMNS, prepared.row, strict=True))
-    for payload in ("data", "meta"):
-        values[payload] = None if values[payload] is None else decode(values[payload])
+    data = _EXACT.decode(values["data"] or "{}")
     for stored in GENERATED_COLUMNS:
         assert stored.column.generated is not None
-        values[stored.name] = generated_value(values["data"] or {}, stored.column.generated)
+        values[stored.name] = generated_value(data, stored.column.generated)
+    for payload in ("data", "meta"):
+        values[payload] = None if values[payload] is None else decode(values[payload])
     return AuditRecord(**values)

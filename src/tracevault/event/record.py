@@ -62,7 +62,8 @@ class AuditRecord:
 
     Times are aware, in UTC. A stored time outside Python's years 1-9999, which other writers can produce,
     reads as ``datetime.max`` or ``datetime.min`` in UTC. In ``data`` and ``meta`` a JSON integer is an
-    ``int``; another number is a ``float`` if that float prints the same number, else a ``Decimal``.
+    ``int`` (beyond the 4,300 digits that Python converts a ``Decimal``); another number is a ``float`` if that
+    float prints the same number, else a ``Decimal``.
     ``created_at`` is None only in a record that was not stored (``on_error``).
     """
 

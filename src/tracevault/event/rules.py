@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 from uuid import UUID
@@ -28,22 +29,31 @@ def shorten(text: str, length: int = _SHOWN) -> str:
 
 
 def got(value: object) -> str:
-    """Return a value for a message: its type and, for plain scalars, the value itself, shortened."""
+    """Return a value for a message: plain scalars as they are, shortened; of others the type."""
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return shorten(str(Decimal(value)))  # Python refuses to print an int of more than 4,300 digits
     if isinstance(value, (str, int, float, bool)) or value is None:
         return shorten(repr(value))
     return f"an instance of {type(value).__name__}"
 
 
+def printable(name: object) -> str:
+    """Return a name that is not ours for a message: shortened, what would not print written as an escape."""
+    if not isinstance(name, str):
+        return got(name)
+    return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: _SHOWN + 1]))
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return a hint that names the known word closest to ``name``, or all of them."""
     known = sorted(known)
-    close = get_close_matches(str(name), known, n=1)
+    close = get_close_matches(printable(name), known, n=1)
     return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
 
 
 def is_blank(text: str) -> bool:
     """Whether ``text`` holds nothing but white space (ECMAScript's, which counts U+FEFF, included)."""
-    return not text.strip().strip("\ufeff").strip()
+    return not text.replace("\ufeff", "").strip()
 
 
 def text(value: Any, field: str, limit: int, *, blank: bool = True) -> str:
@@ -56,7 +66,7 @@ def text(value: Any, field: str, limit: int, *, blank: bool = True) -> str:
         raise ValidationError(
             f"`{field}` must have 1 to {limit} characters, got {len(value)}: {shorten(repr(value))}"
             if value
-            else f"`{field}` must not be empty; leave it out, or pass None",
+            else f"`{field}` must not be empty{'; leave it out, or pass None' if blank else ''}",
             field=field,
         )
     if "\0" in value:
@@ -177,4 +187,4 @@ def whole_number(value: Any, field: str, least: int, most: int) -> int:
         raise ValidationError(
             f"`{field}` must be a whole number from {least:,} to {most:,}, got {got(value)}", field=field
         )
-    return value
+    return int(value)

@@ -139,7 +139,8 @@ def _check(filters: Mapping[str, Any], known: dict[str, Filter], method: str) ->
             )
         checked[name] = _check_value(name, value, known[name])
     if "since" in checked and "until" in checked and checked["since"] > checked["until"]:
-        raise ValidationError("`since` must not be later than `until`", field="since")
+        since, until = checked["since"].isoformat(), checked["until"].isoformat()
+        raise ValidationError(f"`since` must not be later than `until`, got {since} and {until}", field="since")
     return checked
 
 
@@ -166,10 +167,14 @@ def _check_value(name: str, value: Any, spec: Filter) -> Any:
 
 def _check_list(name: str, value: Any, spec: Filter) -> list[str]:
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_SEVERITIES:
-        raise ValidationError(f"`{name}` must be a list of 1 to {MAX_SEVERITIES} strings", field=name)
+        size = f" of {len(value)}" if isinstance(value, (list, tuple)) else ""
+        raise ValidationError(
+            f"`{name}` must be a list of 1 to {MAX_SEVERITIES} strings, got {rules.got(value)}{size}", field=name
+        )
     items = [rules.text(item, f"{name}[{place}]", spec.limit or 0, blank=False) for place, item in enumerate(value)]
     if len(set(items)) < len(items):
-        raise ValidationError(f"`{name}` must not name a value twice", field=name)
+        twice = next(item for place, item in enumerate(items) if item in items[:place])
+        raise ValidationError(f"`{name}` must not name a value twice, got {rules.got(twice)} again", field=name)
     return items
 
 
