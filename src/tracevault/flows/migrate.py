@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tracevault.errors import DriverError, MigrationError
+from tracevault.event.record import GENERATED_COLUMNS
 from tracevault.flows import Flow, Query
-from tracevault.schema.ddl import STEPS, step_statements
-from tracevault.schema.indexes import Index
+from tracevault.schema.ddl import STEPS, create_index, step_statements
+from tracevault.schema.indexes import INDEXES, temporary_name
 from tracevault.schema.state import (
     INSPECT,
     REWRITE_LIMIT,
@@ -18,24 +20,29 @@ from tracevault.schema.state import (
     foreign_traits,
     index_changes,
     table_state,
-    temporary_index_name,
 )
 
 # One number for all of tracevault's start-ups in a database ("trac" in ASCII); another for `migrate`.
 _START_LOCK = 0x74726163
 _MIGRATE_LOCK = _START_LOCK + 1
 _START_LOCK_TIMEOUT = "10s"
+# Whoever waits for a table's lock makes its writers wait as well: less than the 5 s that an emit waits.
 _TABLE_LOCK_TIMEOUT = "2s"
-_LOCK_NOT_AVAILABLE = "55P03"
+_LOOK_LOCK_TIMEOUT = "200ms"
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do for one table. ``filled``: it holds at least one row."""
+    """What there is to do for one table."""
 
     state: TableState
     changes: tuple[Change, ...]
-    filled: bool
+
+    @property
+    def filled(self) -> bool:
+        """Whether the table may hold rows."""
+        return self.state.filled
 
     @property
     def done(self) -> bool:
@@ -47,130 +54,162 @@ class Plan:
         return tuple(change for change in self.changes if change.kind in kinds)
 
 
+def look(tables: Sequence[str], *, lock_timeout: str = _LOOK_LOCK_TIMEOUT) -> Flow[list[Plan]]:
+    """Return the plan for each table, in one round trip; refuse a table that is not ours.
+
+    Fails with SQLSTATE 55P03 where a table is being written anew or the like, perhaps by another start-up.
+    """
+    result = yield Query(INSPECT, (list(tables), lock_timeout))
+    return [_plan_of(table_state(row)) for row in result.rows]
+
+
 def plan(tables: Sequence[str]) -> Flow[list[Plan]]:
-    """Return the plan for each table, in one round trip if nothing is to do; refuse a table that is not ours."""
-    result = yield Query(INSPECT, (list(tables),))
-    plans = []
-    for row in result.rows:
-        state = table_state(row)
-        if not state.exists:
-            plans.append(Plan(state, (), filled=False))
-            continue
-        traits = foreign_traits(state)
-        if traits:
-            raise MigrationError(
-                f"table `{state.name}` is not an audit table of tracevault: {'; '.join(traits)}. "
-                "Use another `table_name`, or move that table away"
-            )
-        changes = (*column_changes(state), *index_changes(state))
-        filled = False
-        if changes:
-            rows = yield Query(f'SELECT EXISTS (SELECT FROM "{state.name}")')
-            filled = rows.rows[0][0]
-        plans.append(Plan(state, changes, filled))
-    return plans
+    """Return the plan for each table like `look`, more patiently, and say what to do where that fails."""
+    with _explained(" or ".join(f"`{table}`" for table in tables)):
+        return (yield from look(tables, lock_timeout=_TABLE_LOCK_TIMEOUT))
 
 
-def start_up(tables: Sequence[str]) -> Flow[list[Plan]]:
-    """Make what is missing, as an application's start may: in one transaction of the caller's.
+def _plan_of(state: TableState) -> Plan:
+    if not state.exists:
+        return Plan(state, ())
+    traits = foreign_traits(state)
+    if traits:
+        raise MigrationError(
+            f"table `{state.name}` is not an audit table of tracevault: {'; '.join(traits)}. "
+            "Use another `table_name`, or move that table away"
+        )
+    return Plan(state, (*column_changes(state), *index_changes(state)))
 
-    Creates absent tables, adds columns, and indexes a table only while it is empty. Returns the plans, whose
-    index changes on filled tables were left to ``tracevault migrate``.
+
+def start_up(table: str) -> Flow[None]:
+    """Make what ``table`` lacks, as an application's start may: in one transaction of the caller's.
+
+    Creates the table, adds columns, and builds indexes only while it is empty. The others, on a filled table,
+    are left to ``tracevault migrate``.
     """
     yield Query(f"SET LOCAL lock_timeout = '{_START_LOCK_TIMEOUT}'")
-    try:
+    with _explained(f"the schema of `{table}`"):
         yield Query("SELECT pg_advisory_xact_lock($1)", (_START_LOCK,))
+    # Again, since another process may have been faster. This also sets the shorter lock_timeout.
+    (table_plan,) = yield from plan([table])
+    with _explained(f"`{table}`"):
+        if not table_plan.state.exists:
+            yield from _create(table)
+            return
+        for change in table_plan.pending("rewrite"):
+            yield from _refuse_long_rewrite(table, change)
+        for change in table_plan.pending("rewrite", "columns"):
+            yield Query(change.statement)
+        if not table_plan.filled:
+            for change in table_plan.pending("index"):
+                yield from replace_index(table_plan, change)
+
+
+def _create(table: str) -> Flow[None]:
+    for step in STEPS:
+        if not step.indexes:
+            for statement in step_statements(step.number, table):
+                yield Query(statement)
+    # Not as the step does it, which passes over an index of that name on another table.
+    for index in INDEXES:
+        yield Query(create_index(index, index.name(table), table))
+
+
+def _refuse_long_rewrite(table: str, change: Change) -> Flow[None]:
+    result = yield Query(f'SELECT count(*) FROM (SELECT FROM "{table}" LIMIT {REWRITE_LIMIT + 1}) AS rows')
+    if result.rows[0][0] > REWRITE_LIMIT:
+        raise MigrationError(
+            f"table `{table}` has more than {REWRITE_LIMIT:,} rows and has to be upgraded: {change.summary}. Its "
+            f"writers would wait for long: run `tracevault migrate --table {table}` at a quiet time"
+        )
+
+
+_LIMITS = ", ".join(f"{stored.name} ({stored.column.limit} characters)" for stored in GENERATED_COLUMNS)
+_ADVICE = {
+    "42501": "this role may not change {}: run `tracevault migrate` as the owner of the tables",
+    "22001": f"{{}} holds a text that is too long for one of the generated columns {_LIMITS}: shorten it",
+}
+_ADVICE_ON_LOCKS = dict.fromkeys(
+    (LOCK_NOT_AVAILABLE, "40P01"), "{} is locked by another transaction: try again when that has ended"
+)
+
+
+@contextmanager
+def _explained(what: str, *, locks: bool = True) -> Iterator[None]:
+    """Say what to do where the database refuses to change ``what``."""
+    try:
+        yield
     except DriverError as error:
-        raise _busy(error, "another process is changing the schema") from error
-    yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
-    plans = yield from plan(tables)  # again: another process may have been faster
-    for table_plan in plans:
-        try:
-            yield from _start_up_table(table_plan)
-        except DriverError as error:
-            raise _busy(error, f"table `{table_plan.state.name}` is in use by a long transaction") from error
-    return plans
-
-
-def _start_up_table(table_plan: Plan) -> Flow[None]:
-    name = table_plan.state.name
-    if not table_plan.state.exists:
-        for step in STEPS:
-            for statement in step_statements(step.number, name):
-                yield Query(statement)
-        return
-    for change in table_plan.pending("rewrite"):
-        rows = yield Query(f'SELECT count(*) FROM (SELECT FROM "{name}" LIMIT {REWRITE_LIMIT + 1}) AS rows')
-        if rows.rows[0][0] > REWRITE_LIMIT:
-            raise MigrationError(
-                f"table `{name}` has more than {REWRITE_LIMIT:,} rows, and to {change.summary} would stop its "
-                "writers for long: run `tracevault migrate` at a quiet time"
-            )
-    for change in table_plan.pending("rewrite", "columns"):
-        for statement in change.statements:
-            yield Query(statement)
-    if not table_plan.filled:
-        for change in table_plan.pending("index"):
-            for statement in _index_statements(change, name):
-                yield Query(statement)
-
-
-def _index_statements(change: Change, table: str) -> list[str]:
-    if change.index is None:
-        return list(change.statements)
-    name = change.index.name(table)
-    return [f'DROP INDEX IF EXISTS "{name}"', f'CREATE INDEX "{name}" ON {change.index.definition(table)}']
-
-
-def _busy(error: DriverError, what: str) -> Exception:
-    if error.sqlstate != _LOCK_NOT_AVAILABLE:
-        return error
-    return MigrationError(f"the schema could not be changed: {what}. Try again, or run `tracevault migrate`")
+        advice = (_ADVICE | (_ADVICE_ON_LOCKS if locks else {})).get(error.sqlstate or "")
+        if advice is None:
+            raise
+        raise MigrationError(f"{advice.format(what)} ({error.__cause__ or error})") from error
 
 
 def lock_migrations() -> Flow[None]:
-    """Take the lock that lets one `migrate` run at a time in a database; it is the session's."""
+    """Take the lock that lets one `migrate` run at a time in a database; it is the session's.
+
+    The session's timeouts are lifted: an index may take hours.
+    """
+    yield Query("SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)")
     result = yield Query("SELECT pg_try_advisory_lock($1)", (_MIGRATE_LOCK,))
     if not result.rows[0][0]:
         raise MigrationError("another `tracevault migrate` is running in this database")
 
 
+def unlock_migrations() -> Flow[None]:
+    """Let the next `migrate` run."""
+    yield Query("SELECT pg_advisory_unlock($1)", (_MIGRATE_LOCK,))
+
+
 def change_columns(table_plan: Plan) -> Flow[None]:
     """Create a table, or add its columns, rewriting it if need be; in one transaction of the caller's."""
     name = table_plan.state.name
-    if not table_plan.state.exists:
-        yield Query("SELECT pg_advisory_xact_lock($1)", (_START_LOCK,))
-        for step in STEPS:
-            for statement in step_statements(step.number, name):
-                yield Query(statement)
-        return
-    yield Query("SET LOCAL lock_timeout = '30s'")
-    for change in table_plan.pending("rewrite", "columns"):
-        for statement in change.statements:
-            yield Query(statement)
+    with _explained(f"`{name}`", locks=False):
+        if not table_plan.state.exists:
+            yield Query("SELECT pg_advisory_xact_lock($1)", (_START_LOCK,))
+            yield from _create(name)
+            return
+        yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
+        for change in table_plan.pending("rewrite", "columns"):
+            yield Query(change.statement)
+
+
+def replace_index(table_plan: Plan, change: Change) -> Flow[None]:
+    """Carry out an index change while writers wait; in one transaction of the caller's."""
+    state = table_plan.state
+    yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
+    for name in change.drops:
+        yield Query(f"DROP INDEX IF EXISTS {state.beside(name)}")
+    if change.index is not None:
+        yield Query(create_index(change.index, change.index.name(state.name), state.name))
 
 
 def build_index(table_plan: Plan, change: Change) -> Flow[None]:
-    """Carry out one index change; outside a transaction.
+    """Build an index under its temporary name; outside a transaction. Neither writers nor readers wait."""
+    table, index = table_plan.state.name, change.index
+    if index is not None and not change.built:
+        with _explained(f"`{table}`", locks=False):
+            yield Query(create_index(index, temporary_name("new", index.name(table)), table, "CONCURRENTLY "))
 
-    An index is built under a temporary name, CONCURRENTLY, so that neither writers nor readers wait for it;
-    then `swap_index` gives it its name. On a partitioned table, which PostgreSQL cannot index CONCURRENTLY,
-    writers wait.
+
+def swap_index(table_plan: Plan, change: Change) -> Flow[None]:
+    """Give a finished index its name, and the one in its place another; in one transaction of the caller's.
+
+    Renaming, unlike dropping, lets the table's writers go on.
     """
-    name = table_plan.state.name
-    if change.index is None:
-        for statement in change.statements:
-            yield Query(statement.replace("DROP INDEX", "DROP INDEX CONCURRENTLY"))
+    state, index = table_plan.state, change.index
+    if index is None:
         return
-    temporary = temporary_index_name(change.index, name)
-    concurrently = "" if table_plan.state.partitioned else "CONCURRENTLY "
-    yield Query(f'DROP INDEX {concurrently}IF EXISTS "{temporary}"')  # what an interrupted run left
-    yield Query(f'CREATE INDEX {concurrently}"{temporary}" ON {change.index.definition(name)}')
+    yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
+    name = index.name(state.name)
+    if name in change.drops:
+        yield Query(f'ALTER INDEX {state.beside(name)} RENAME TO "{temporary_name("old", name)}"')
+    yield Query(f'ALTER INDEX {state.beside(temporary_name("new", name))} RENAME TO "{name}"')
 
 
-def swap_index(table: str, index: Index) -> Flow[None]:
-    """Give a finished index its name, in one transaction of the caller's."""
-    name = index.name(table)
-    yield Query("SET LOCAL lock_timeout = '30s'")
-    yield Query(f'DROP INDEX IF EXISTS "{name}"')
-    yield Query(f'ALTER INDEX "{temporary_index_name(index, table)}" RENAME TO "{name}"')
+def drop_indexes(table_plan: Plan, change: Change) -> Flow[None]:
+    """Drop what a change made superfluous; outside a transaction. Neither writers nor readers wait."""
+    for name in change.drops:
+        superfluous = name if change.index is None else temporary_name("old", name)
+        yield Query(f"DROP INDEX CONCURRENTLY IF EXISTS {table_plan.state.beside(superfluous)}")

@@ -3,101 +3,174 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
 
-from tracevault.errors import DriverError
+from tracevault.errors import DriverError, MigrationError
+from tracevault.flows import Flow
 from tracevault.flows.migrate import (
+    LOCK_NOT_AVAILABLE,
     Plan,
     build_index,
     change_columns,
+    drop_indexes,
     lock_migrations,
+    look,
     plan,
+    replace_index,
     start_up,
     swap_index,
+    unlock_migrations,
 )
-from tracevault.postgres.failures import Place
+from tracevault.postgres.failures import Place, translated
 from tracevault.postgres.run import run, run_async
 
 _log = logging.getLogger("tracevault")
-_PLACE = Place("checking the schema")
+_CHECKING = Place("checking the schema")
+_MIGRATING = Place("migrating")
 # Somebody else, who does not take our lock, made the same object at the same moment: look again.
-_MADE_MEANWHILE = frozenset({"42P07", "42701", "42710", "23505"})
+_DUPLICATE_TABLE = "42P07"
+_MADE_MEANWHILE = frozenset({_DUPLICATE_TABLE, "42701", "42710", "23505"})
+# Seconds: how long `migrate` tries to get a lock that it does not wait for in one piece, and its pause between.
+PATIENCE = 60.0
+_PAUSE = 1.0
 
 
 def ensure_schema(connection: Connection[Any], tables: Sequence[str]) -> None:
     """Make what start-up may make; one round trip if nothing is to do."""
-    if not _needs_work(run(connection, plan(tables), _PLACE)):
-        return
-    for attempt in (1, 2):
+    with translated(_CHECKING):
         try:
-            with connection.transaction():
-                run(connection, start_up(tables), _PLACE)
+            to_do = _to_do(run(connection, look(tables), _CHECKING))
         except DriverError as error:
-            if attempt == 2 or error.sqlstate not in _MADE_MEANWHILE:
-                raise
-        else:
-            return
+            to_do = _all_if_locked(error, tables)
+        connection.rollback()  # ends what a connection has begun that is not autocommit
+        for table in to_do:
+            for attempt in (1, 2):
+                try:
+                    with connection.transaction():
+                        run(connection, start_up(table), _CHECKING)
+                    break
+                except DriverError as error:
+                    _check_worth_repeating(error, attempt)
 
 
 async def ensure_schema_async(connection: AsyncConnection[Any], tables: Sequence[str]) -> None:
     """Make what start-up may make; one round trip if nothing is to do."""
-    if not _needs_work(await run_async(connection, plan(tables), _PLACE)):
-        return
-    for attempt in (1, 2):
+    with translated(_CHECKING):
         try:
-            async with connection.transaction():
-                await run_async(connection, start_up(tables), _PLACE)
+            to_do = _to_do(await run_async(connection, look(tables), _CHECKING))
         except DriverError as error:
-            if attempt == 2 or error.sqlstate not in _MADE_MEANWHILE:
-                raise
-        else:
-            return
+            to_do = _all_if_locked(error, tables)
+        await connection.rollback()
+        for table in to_do:
+            for attempt in (1, 2):
+                try:
+                    async with connection.transaction():
+                        await run_async(connection, start_up(table), _CHECKING)
+                    break
+                except DriverError as error:
+                    _check_worth_repeating(error, attempt)
 
 
-def _needs_work(plans: list[Plan]) -> bool:
-    """Whether start-up has something to do; what it must leave to `migrate` is logged."""
-    work = False
+def _all_if_locked(error: DriverError, tables: Sequence[str]) -> list[str]:
+    """Return all tables where one is locked: by another start-up, perhaps, for which ours then waits."""
+    if error.sqlstate != LOCK_NOT_AVAILABLE:
+        raise error
+    return list(tables)
+
+
+def _to_do(plans: list[Plan]) -> list[str]:
+    """Return the tables for which start-up has something to do; what it leaves to `migrate` is logged."""
+    tables = []
     for table_plan in plans:
-        if not table_plan.state.exists or table_plan.pending("columns", "rewrite"):
-            work = True
-        if table_plan.pending("index"):
-            if table_plan.filled:
-                _log.warning(
-                    "table %s: %d of its indexes are missing or old and queries slow; run `tracevault migrate`",
-                    table_plan.state.name,
-                    len(table_plan.pending("index")),
-                )
-            else:
-                work = True
-    return work
+        state, indexes = table_plan.state, table_plan.pending("index")
+        if indexes and table_plan.filled:
+            _log.warning(
+                "table %s: %d of its indexes are missing or old, so that queries are slow; "
+                "run `tracevault migrate --table %s`",
+                state.name,
+                len(indexes),
+                state.name,
+            )
+            indexes = ()
+        if not state.exists or indexes or table_plan.pending("columns", "rewrite"):
+            tables.append(state.name)
+    return tables
+
+
+def _check_worth_repeating(error: DriverError, attempt: int) -> None:
+    if attempt == 1 and error.sqlstate in _MADE_MEANWHILE:
+        return
+    _check_name_free(error)
+    raise error
+
+
+def _check_name_free(error: DriverError) -> None:
+    if error.sqlstate == _DUPLICATE_TABLE:
+        advice = "it belongs to another table, perhaps one that was renamed: rename it as well"
+        raise MigrationError(f"{error}: {advice}") from error
 
 
 def migration_plan(connection: Connection[Any], tables: Sequence[str]) -> list[Plan]:
     """Return what `migrate` would do."""
-    return run(connection, plan(tables), _PLACE)
+    return run(connection, plan(tables), _CHECKING)
 
 
 def migrate(connection: Connection[Any], plans: Sequence[Plan], announce: Callable[[str], None]) -> None:
-    """Carry out ``plans`` on an autocommit connection without a statement timeout.
+    """Carry out ``plans`` on an autocommit connection, whose timeouts it lifts.
 
     ``announce`` is told of each change before it begins. Interrupted, it can be run again.
     """
-    place = Place("migrating")
-    run(connection, lock_migrations(), place)
-    for table_plan in plans:
-        name = table_plan.state.name
-        columns = table_plan.pending("rewrite", "columns")
-        if not table_plan.state.exists or columns:
-            for summary in [change.summary for change in columns] or ["create the table"]:
-                announce(f"{name}: {summary}")
+    with translated(_MIGRATING):
+        run(connection, lock_migrations(), _MIGRATING)
+        try:
+            # Planned again: what another process did since is not done twice.
+            for table_plan in run(connection, plan([planned.state.name for planned in plans]), _MIGRATING):
+                _migrate_table(connection, table_plan, announce)
+        except DriverError as error:
+            _check_name_free(error)
+            raise
+        finally:
+            with suppress(DriverError):
+                run(connection, unlock_migrations(), _MIGRATING)
+
+
+def _migrate_table(connection: Connection[Any], table_plan: Plan, announce: Callable[[str], None]) -> None:
+    name, columns = table_plan.state.name, table_plan.pending("rewrite", "columns")
+    if not table_plan.state.exists:
+        announce(f"{name}: create the table")
+    for change in columns:
+        announce(f"{name}: {change.summary}")
+    if columns or not table_plan.state.exists:
+        _patiently(connection, partial(change_columns, table_plan), name)
+    for change in table_plan.pending("index"):
+        announce(f"{name}: {change.summary}")
+        if table_plan.state.partitioned:  # PostgreSQL cannot index it CONCURRENTLY
+            _patiently(connection, partial(replace_index, table_plan, change), name)
+            continue
+        run(connection, build_index(table_plan, change), _MIGRATING)
+        _patiently(connection, partial(swap_index, table_plan, change), name)
+        run(connection, drop_indexes(table_plan, change), _MIGRATING)
+
+
+def _patiently(connection: Connection[Any], flow: Callable[[], Flow[None]], table: str) -> None:
+    """Run a flow in a transaction; again while it does not get a lock, letting writers go on in between."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
             with connection.transaction():
-                run(connection, change_columns(table_plan), place)
-        for change in table_plan.pending("index"):
-            announce(f"{name}: {change.summary}")
-            run(connection, build_index(table_plan, change), place)
-            if change.index is not None:
-                with connection.transaction():
-                    run(connection, swap_index(name, change.index), place)
+                return run(connection, flow(), _MIGRATING)
+        except DriverError as error:
+            if error.sqlstate != LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() > until:
+                raise MigrationError(
+                    f"table `{table}` is in use by a transaction that does not end; run `tracevault migrate` "
+                    "again when it has ended: what is done stays done"
+                ) from error
+        time.sleep(_PAUSE)

@@ -7,10 +7,14 @@ Every step may run again: it does nothing where its work is done.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.event.record import COLUMNS, StoredColumn
-from tracevault.schema.indexes import INDEXES, OBSOLETE, index_name
+from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name
+
+# The SQL files that the package ships, made by `write_sql_files`.
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,31 @@ class Step:
     number: int
     file: str
     title: str
+    caution: str = "quick, also on a filled table"
+    indexes: bool = False
 
+
+_REWRITES = "rewrites a filled table that lacks them: its writers and readers wait meanwhile"
 
 STEPS = (
-    Step(1, "001_init_audit_logs", "the table"),
-    Step(2, "002_audit_logs_outcome_error_code", "generated columns outcome and error_code"),
-    Step(3, "003_audit_logs_severity", "generated column severity"),
+    Step(1, "001_init_audit_logs", "the table", "does nothing where it exists"),
+    Step(2, "002_audit_logs_outcome_error_code", "generated columns outcome and error_code", _REWRITES),
+    Step(3, "003_audit_logs_severity", "generated column severity", _REWRITES),
     Step(4, "004_audit_logs_tracevault_columns", "columns beyond Tracevault 1.0.1"),
-    Step(5, "005_audit_logs_indexes", "indexes that serve filter and order"),
+    Step(
+        5,
+        "005_audit_logs_indexes",
+        "indexes that serve filter and order",
+        "writers wait while they are built; on a filled table `tracevault migrate` builds them without that",
+        indexes=True,
+    ),
 )
 
 
 def generation_expression(path: tuple[str, ...]) -> str:
     """Return the SQL that extracts ``path`` from ``data`` as trimmed text, or NULL."""
     *parents, last = path
-    return "NULLIF(BTRIM(data{}->>'{}'), '')".format("".join(f"->'{parent}'" for parent in parents), last)
+    return "NULLIF(btrim(data{}->>'{}'), '')".format("".join(f"->'{parent}'" for parent in parents), last)
 
 
 def column_definition(stored: StoredColumn) -> str:
@@ -53,86 +67,104 @@ def column_definition(stored: StoredColumn) -> str:
 
 def step_statements(number: int, table: str) -> list[str]:
     """Return the statements of step ``number`` for ``table``, without semicolons."""
-    if number == len(STEPS):
-        return [_drop_unlike(table), *create_index_statements(table)]
+    if STEPS[number - 1].indexes:
+        builds = (create_index(index, index.name(table), table, "IF NOT EXISTS ") for index in INDEXES)
+        return [_drop_unlike(table), *builds]
     added = [stored for stored in COLUMNS if stored.column.since == number]
     if number == 1:
         lines = ",\n  ".join(column_definition(stored) for stored in added)
         return [f'CREATE TABLE IF NOT EXISTS "{table}" (\n  {lines}\n)']
-    return add_column_statements(table, added)
+    return [add_columns(table, added)]
 
 
-def add_column_statements(table: str, added: list[StoredColumn]) -> list[str]:
-    """Return the statements that add columns: all in one ALTER, then defaults, which concern new rows alone."""
-    clauses = ",\n  ".join(f"ADD COLUMN IF NOT EXISTS {column_definition(stored)}" for stored in added)
-    statements = [f'ALTER TABLE "{table}"\n  {clauses}']
-    statements += set_default_statements(table, added)
-    return statements
+def add_columns(table: str, added: list[StoredColumn]) -> str:
+    """Return the statement that adds columns, then sets their defaults, which so concern new rows alone."""
+    clauses = [f"ADD COLUMN IF NOT EXISTS {column_definition(stored)}" for stored in added]
+    return _alter(table, clauses + _default_clauses(added))
 
 
-def set_default_statements(table: str, columns: list[StoredColumn]) -> list[str]:
-    """Return the statement that sets the defaults of those ``columns`` that have one."""
-    clauses = [
+def set_defaults(table: str, columns: list[StoredColumn]) -> str:
+    """Return the statement that sets the defaults of ``columns``."""
+    return _alter(table, _default_clauses(columns))
+
+
+def _default_clauses(columns: list[StoredColumn]) -> list[str]:
+    return [
         f"ALTER COLUMN {stored.name} SET DEFAULT {stored.column.default}"
         for stored in columns
         if stored.column.default is not None
     ]
-    return [f'ALTER TABLE "{table}"\n  ' + ",\n  ".join(clauses)] if clauses else []
 
 
-def create_index_statements(table: str) -> list[str]:
-    """Return one CREATE INDEX IF NOT EXISTS per index, in the foreground."""
-    return [f'CREATE INDEX IF NOT EXISTS "{index.name(table)}" ON {index.definition(table)}' for index in INDEXES]
+def _alter(table: str, clauses: list[str]) -> str:
+    return f'ALTER TABLE "{table}"\n  ' + ",\n  ".join(clauses)
+
+
+def create_index(index: Index, name: str, table: str, how: str = "") -> str:
+    """Return the statement that builds ``index`` as ``name``; ``how`` is CONCURRENTLY or IF NOT EXISTS."""
+    return f'CREATE INDEX {how}"{name}" ON {index.definition(table)}'
 
 
 def _drop_unlike(table: str) -> str:
-    """Return a block that drops indexes of our names whose keys are not ours: the reference's."""
-    ours = ",\n    ".join(f"('{index.name(table)}', {len(index.columns)})" for index in INDEXES)
-    obsolete = "\n".join(f'  DROP INDEX IF EXISTS "{index_name(table, suffix)}";' for suffix in OBSOLETE)
+    """Return a block that drops indexes of our names that are not ours: the reference's, and invalid ones."""
+    keys = [(index.name(table), f"'{index.access}'") for index in INDEXES]
+    keys += [(index_name(table, suffix), "NULL") for suffix in OBSOLETE]
+    ours = ",\n      ".join(f"('{name}', {access})" for name, access in keys)
     return f"""DO $tracevault$
 DECLARE
-  unlike text;
+  unlike regclass;
 BEGIN
-  FOR unlike IN SELECT ours.name FROM (VALUES
-    {ours}
-  ) AS ours (name, keys)
-    JOIN pg_catalog.pg_index AS found ON found.indexrelid = to_regclass(quote_ident(ours.name))
-    WHERE found.indrelid = to_regclass('"{table}"') AND found.indnatts <> ours.keys
+  FOR unlike IN
+    SELECT x.indexrelid
+    FROM pg_catalog.pg_index AS x
+    JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
+    JOIN (VALUES
+      {ours}
+    ) AS ours (name, keys) ON ours.name = i.relname
+    WHERE x.indrelid = to_regclass('"{table}"')
+      AND (ours.keys IS NULL OR strpos(pg_get_indexdef(i.oid), ours.keys) = 0 OR NOT x.indisvalid)
   LOOP
-    EXECUTE 'DROP INDEX ' || quote_ident(unlike);
+    EXECUTE 'DROP INDEX ' || unlike;
   END LOOP;
-{obsolete}
 END
 $tracevault$"""
 
 
-def step_sql(number: int, table: str) -> str:
-    """Return step ``number`` as a script."""
-    step = STEPS[number - 1]
-    return f"-- {step.number:03}: {step.title}\n" + "".join(
-        statement + ";\n\n" for statement in step_statements(number, table)
-    )
+def step_sql(step: Step, table: str) -> str:
+    """Return a step's statements as a script."""
+    return "".join(f"{statement};\n\n" for statement in step_statements(step.number, table))
 
 
 def generate_init_sql(table_name: str) -> str:
     """Return the SQL that makes ``table_name`` an audit table: all steps, safe to run again. Runs nothing.
 
-    On a filled table of Tracevault 1.0.1 it rewrites and indexes in the foreground; ``tracevault migrate``
-    does the same work without stopping writers. Raises `ConfigError` for a name that is not 1-63 ASCII
+    On a filled table of Tracevault 1.0.1 it adds columns and builds indexes while writers wait;
+    ``tracevault migrate`` builds the indexes without that. Raises `ConfigError` for a name that is not 1-63 ASCII
     letters, digits and underscores without a leading digit.
     """
     table = check_table_name(table_name)
-    return "".join(step_sql(step.number, table) for step in STEPS).rstrip() + "\n"
+    return "".join(f"-- {step.number:03}: {step.title}\n{step_sql(step, table)}" for step in STEPS).rstrip() + "\n"
 
 
 def sql_files() -> dict[str, str]:
     """Return the SQL files shipped with the package, by file name: one per step, for ``audit_logs``."""
     return {
         f"{step.file}.sql": (
-            f"-- tracevault {step.number:03}: {step.title}. Generated from tracevault.schema.ddl; do not edit.\n"
-            f'-- Usage: psql "$DATABASE_URL" -f {step.file}.sql   Safe to run again.\n\n'
+            f"-- tracevault {step.number:03}: {step.title}\n"
+            f"-- {step.caution[0].upper()}{step.caution[1:]}.\n"
+            f'-- Safe to run again: psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f {step.file}.sql\n'
+            "-- Made from tracevault.schema.ddl by `make sql`; do not edit.\n\n"
         )
-        + "".join(statement + ";\n\n" for statement in step_statements(step.number, DEFAULT_TABLE)).rstrip()
+        + step_sql(step, DEFAULT_TABLE).rstrip()
         + "\n"
         for step in STEPS
     }
+
+
+def write_sql_files() -> None:
+    """Write `sql_files` into the package, in place of those that are there."""
+    MIGRATIONS.mkdir(exist_ok=True)
+    for old in MIGRATIONS.glob("*.sql"):
+        old.unlink()
+    for name, text in sql_files().items():
+        (MIGRATIONS / name).write_text(text, encoding="utf-8")

@@ -30,6 +30,11 @@ class Index:
         """Return the index's name on ``table``: ``idx_{table}_{suffix}``, hashed where that could collide."""
         return index_name(table, self.suffix)
 
+    @property
+    def access(self) -> str:
+        """Return what PostgreSQL prints of the index's keys."""
+        return f"USING btree ({', '.join(self.columns)})"
+
     def definition(self, table: str) -> str:
         """Return what follows ``ON`` in CREATE INDEX."""
         where = f" WHERE {self.where}" if self.where else ""
@@ -42,6 +47,11 @@ def index_name(table: str, suffix: str) -> str:
         return f"idx_{table}_{suffix}"
     digest = hashlib.sha256(table.encode()).hexdigest()[:8]
     return f"idx_{table.lower()[: _PLAIN_NAME - 9]}_{digest}_{suffix}"
+
+
+def temporary_name(kind: str, name: str) -> str:
+    """Return what index ``name`` is called before (``kind`` new) and after (old) it has its place."""
+    return f"{kind}_{hashlib.sha256(name.encode()).hexdigest()[:8]}_{name}"[:63]
 
 
 def _filtered(suffix: str, column: str, *more: str) -> Index:

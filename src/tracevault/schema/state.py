@@ -7,29 +7,47 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tracevault.event.record import COLUMNS, StoredColumn
-from tracevault.schema.ddl import add_column_statements, generation_expression, set_default_statements
-from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name
+from tracevault.event.record import COLUMNS, INSERT_COLUMNS, StoredColumn
+from tracevault.schema.ddl import add_columns, generation_expression, set_defaults
+from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name, temporary_name
 
 # Above this many rows start-up refuses to rewrite a table; `tracevault migrate` announces it and does it.
 REWRITE_LIMIT = 100_000
 
-# One round trip for all tables. Names resolve by search_path, as they do in every other statement.
+# One round trip for all tables. Names resolve by search_path, as they do in every other statement. Sizes and
+# expressions need a brief lock on each table, for which the query waits no longer than $2. Indexes are read from
+# the catalog alone: pg_get_indexdef fails on one that another process drops at this moment.
 INSPECT = """
-SELECT t.name, c.relkind::text, c.reltuples::bigint, pg_table_size(c.oid),
+SELECT t.name, c.relkind::text, stored.rows, stored.bytes, stored.filled,
   (SELECT json_agg(json_build_object(
       'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
-      'generated', a.attgenerated::text, 'expression', pg_get_expr(d.adbin, d.adrelid)) ORDER BY a.attnum)
+      'identity', a.attidentity::text, 'generated', a.attgenerated::text,
+      'expression', pg_get_expr(d.adbin, d.adrelid)) ORDER BY a.attnum)
    FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text,
-  (SELECT json_agg(json_build_object(
-      'name', i.relname, 'primary', x.indisprimary, 'valid', x.indisvalid, 'definition', pg_get_indexdef(i.oid)))
+  (SELECT json_agg(json_build_object('name', i.relname, 'primary', x.indisprimary, 'valid', x.indisvalid,
+      'partial', x.indpred IS NOT NULL, 'keys', (
+        SELECT string_agg(coalesce(a.attname, '(expression)')
+          || CASE WHEN o.opcdefault THEN '' ELSE ' ' || o.opcname END
+          || CASE k.option WHEN 0 THEN '' WHEN 3 THEN ' DESC' ELSE ' (other order)' END, ', ' ORDER BY k.place)
+        FROM ROWS FROM (unnest(x.indkey::int2[]), unnest(x.indclass::oid[]), unnest(x.indoption::int2[]))
+          WITH ORDINALITY AS k (attnum, opclass, option, place)
+        LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
+        JOIN pg_opclass o ON o.oid = k.opclass)))
    FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = c.oid)::text,
   CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
   n.nspname::text
-FROM unnest($1::text[]) WITH ORDINALITY AS t (name, place)
+FROM set_config('lock_timeout', $2, true)
+CROSS JOIN unnest($1::text[]) WITH ORDINALITY AS t (name, place)
 LEFT JOIN pg_class c ON c.oid = to_regclass(quote_ident(t.name))
 LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+  SELECT sum(nullif(p.reltuples, -1))::bigint AS rows, sum(pg_table_size(p.oid))::bigint AS bytes,
+    coalesce(sum(pg_relation_size(p.oid)) > 0, false) AS filled
+  FROM unnest(CASE c.relkind WHEN 'p' THEN ARRAY(SELECT relid FROM pg_partition_tree(c.oid)) ELSE ARRAY[c.oid] END)
+    AS part (oid)
+  JOIN pg_class p ON p.oid = part.oid AND p.relkind = 'r'
+) AS stored
 ORDER BY t.place
 """
 
@@ -38,12 +56,17 @@ _KINDS = {"r": "table", "p": "partitioned table", "v": "view", "m": "materialize
 
 @dataclass(frozen=True)
 class TableState:
-    """One table as the catalog shows it. ``rows`` is the planner's estimate, None where it never counted."""
+    """One table as the catalog shows it.
+
+    ``rows`` is the planner's estimate, None where it never counted; ``filled``: it occupies space, so that it
+    may hold rows; ``schema`` is where it was found.
+    """
 
     name: str
     kind: str | None
     rows: int | None
     size_bytes: int
+    filled: bool
     columns: dict[str, dict[str, Any]]
     indexes: dict[str, dict[str, Any]]
     partition_key: str | None
@@ -59,15 +82,20 @@ class TableState:
         """Whether it is a partitioned table."""
         return self.kind == "p"
 
+    def beside(self, name: str) -> str:
+        """Return ``name``, of an index of this table, quoted and with its schema."""
+        return f'"{(self.schema or "").replace(chr(34), chr(34) * 2)}"."{name}"'
+
 
 def table_state(row: tuple[Any, ...]) -> TableState:
     """Return the state in one row of `INSPECT`."""
-    name, kind, rows, size, columns, indexes, partition_key, schema = row
+    name, kind, rows, size, filled, columns, indexes, partition_key, schema = row
     return TableState(
         name,
         kind,
-        None if rows is None or rows < 0 else rows,
+        rows,
         size or 0,
+        filled,
         {column["name"]: column for column in json.loads(columns or "[]")},
         {index["name"]: index for index in json.loads(indexes or "[]")},
         partition_key,
@@ -86,7 +114,7 @@ def foreign_traits(state: TableState) -> list[str]:
     traits += [
         f"column {name} is NOT NULL without a default and not ours, so no event could be stored"
         for name, column in state.columns.items()
-        if name not in known and column["not_null"] and column["expression"] is None
+        if name not in known and column["not_null"] and column["expression"] is None and not column["identity"]
     ]
     return traits + _key_traits(state)
 
@@ -98,12 +126,14 @@ def _column_traits(stored: StoredColumn, found: dict[str, Any] | None) -> list[s
     traits = []
     if found["type"] != column.sql_type:
         traits.append(f"column {name} is {found['type']}, not {column.sql_type}")
-    if nullable and found["not_null"] and found["expression"] is None:
+    if nullable and found["not_null"] and (name in INSERT_COLUMNS or column.generated is not None):
         traits.append(f"column {name} is NOT NULL")
+    if not nullable and not found["not_null"]:
+        traits.append(f"column {name} is not NOT NULL")
     if column.generated is not None:
         wanted = generation_expression(column.generated)
-        if not found["generated"]:
-            traits.append(f"column {name} is not generated")
+        if found["generated"] != "s":
+            traits.append(f"column {name} is not GENERATED ALWAYS ... STORED")
         elif _normal(found["expression"] or "") != _normal(wanted):
             traits.append(f"column {name} is generated as {found['expression']}, not {wanted}")
     elif found["generated"]:
@@ -115,12 +145,12 @@ def _column_traits(stored: StoredColumn, found: dict[str, Any] | None) -> list[s
 
 def _normal(expression: str) -> str:
     """Strip what PostgreSQL adds when it prints an expression: casts, brackets, blanks."""
-    return re.sub(r"::[a-z ]+|[()\s]", "", expression.lower())
+    return re.sub(r"::[a-z ]+|[()\s]", "", expression)
 
 
 def _key_traits(state: TableState) -> list[str]:
-    keys = [index["definition"] for index in state.indexes.values() if index["primary"]]
-    found = keys[0][keys[0].rindex("(") :] if keys else "none"
+    keys = [index["keys"] for index in state.indexes.values() if index["primary"]]
+    found = f"({keys[0]})" if keys else "none"
     if not state.partitioned:
         return [] if found == "(id)" else [f"its primary key is {found}, not (id)"]
     traits = []
@@ -133,16 +163,18 @@ def _key_traits(state: TableState) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to do to a table: what it is, in words, and its statements.
+    """One thing to do to a table: what it is, in words, and what it takes.
 
-    ``kind``: ``columns`` is instant; ``rewrite`` writes the whole table anew under an exclusive lock;
-    ``index`` is built, CONCURRENTLY where the table is filled.
+    ``kind``: ``columns`` is instant; ``rewrite`` writes the whole table anew under an exclusive lock; ``index``
+    builds ``index``, unless it is ``built`` under its temporary name, and drops the indexes ``drops``.
     """
 
     kind: Literal["columns", "rewrite", "index"]
     summary: str
-    statements: tuple[str, ...] = ()
+    statement: str = ""
     index: Index | None = None
+    built: bool = False
+    drops: tuple[str, ...] = ()
 
 
 def column_changes(state: TableState) -> list[Change]:
@@ -157,43 +189,50 @@ def column_changes(state: TableState) -> list[Change]:
     ]
     changes = []
     if generated:
-        names = ", ".join(stored.name for stored in generated)
-        summary = f"add generated columns {names} (rewrites the table)"
-        changes.append(Change("rewrite", summary, tuple(add_column_statements(state.name, generated))))
+        summary = f"add generated columns {_names(generated)}, which writes the table anew ({_size(state)})"
+        changes.append(Change("rewrite", summary, add_columns(state.name, generated)))
     if plain:
-        names = ", ".join(stored.name for stored in plain)
-        changes.append(Change("columns", f"add columns {names}", tuple(add_column_statements(state.name, plain))))
+        changes.append(Change("columns", f"add columns {_names(plain)}", add_columns(state.name, plain)))
     if undefaulted:
-        names = ", ".join(stored.name for stored in undefaulted)
-        statements = tuple(set_default_statements(state.name, undefaulted))
-        changes.append(Change("columns", f"set the default of {names}", statements))
+        statement = set_defaults(state.name, undefaulted)
+        changes.append(Change("columns", f"set the default of {_names(undefaulted)}", statement))
     return changes
+
+
+def _names(columns: list[StoredColumn]) -> str:
+    return ", ".join(stored.name for stored in columns)
+
+
+def _size(state: TableState) -> str:
+    size = f"{state.size_bytes / 1e6:,.1f} MB"
+    return size if state.rows is None else f"{size}, about {state.rows:,} rows"
 
 
 def index_changes(state: TableState) -> list[Change]:
-    """Return the indexes that are missing, invalid, or the reference's under our name; and obsolete ones."""
+    """Return what is to do: drop what an interrupted run left, build or replace our indexes, drop obsolete ones."""
+    found = state.indexes
+    leftovers = {temporary_name(kind, index.name(state.name)) for kind in ("new", "old") for index in INDEXES}
     changes = []
     for index in INDEXES:
         name = index.name(state.name)
-        found = state.indexes.get(name)
-        if found is None:
-            changes.append(Change("index", f"build index {name}", index=index))
-        elif not found["valid"] or not _same_index(found["definition"], index):
-            changes.append(Change("index", f"replace index {name}", index=index))
-    for suffix in OBSOLETE:
-        name = index_name(state.name, suffix)
-        if name in state.indexes:
-            changes.append(Change("index", f"drop index {name}", (f'DROP INDEX IF EXISTS "{name}"',)))
-    return changes
+        if name in found and _is(found[name], index):
+            continue
+        temporary = temporary_name("new", name)
+        built = temporary in found and _is(found[temporary], index)
+        if built:
+            leftovers.remove(temporary)
+        drops = (name,) if name in found else ()
+        verb = "replace" if drops else "build"
+        changes.append(Change("index", f"{verb} index {name}", index=index, built=built, drops=drops))
+    obsolete = [index_name(state.name, suffix) for suffix in OBSOLETE]
+    return [
+        *(Change("index", f"drop index {name}", drops=(name,)) for name in sorted(leftovers) if name in found),
+        *changes,
+        *(Change("index", f"drop index {name}", drops=(name,)) for name in obsolete if name in found),
+    ]
 
 
-def _same_index(definition: str, index: Index) -> bool:
-    """Compare keys only: a predicate can be printed in many ways, and none of ours was ever another."""
-    keys, _, _where = definition.partition(" WHERE ")
-    found = keys[keys.index("USING btree (") + len("USING btree (") : -1] if "USING btree (" in keys else ""
-    return found == ", ".join(index.columns)
-
-
-def temporary_index_name(index: Index, table: str) -> str:
-    """Return the name under which an index is built before it takes its place."""
-    return index_name(table, f"tmp_{index.suffix}")[:63]
+def _is(found: dict[str, Any], index: Index) -> bool:
+    """Whether an index is usable and ours. A predicate can be printed in many ways, so it only has to be there."""
+    same_keys = found["keys"] == ", ".join(index.columns)
+    return bool(found["valid"]) and same_keys and found["partial"] == (index.where is not None)
