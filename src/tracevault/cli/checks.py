@@ -1,0 +1,168 @@
+"""What ``tracevault doctor`` looks at. Each check asks, and yields findings with what to do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+import psycopg
+from psycopg import Connection
+
+from tracevault import MigrationError, __version__
+from tracevault.cli.output import size
+from tracevault.flows import Flow, Query
+from tracevault.flows.migrate import Plan
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run
+from tracevault.postgres.schema import migration_plan
+
+_OLDEST_SERVER = 140_000
+_SKEW = timedelta(seconds=1)
+_CHANGES = ("UPDATE", "DELETE", "TRUNCATE")
+
+
+class Finding(NamedTuple):
+    """One line of the report, and what to do."""
+
+    level: Literal["ok", "warn", "FAIL"]
+    text: str
+    advice: str = ""
+
+
+def _migrate(table: str) -> str:
+    return f"run `tracevault migrate --table {table}`"
+
+
+def _ask(connection: Connection[Any], sql: str, *params: Any) -> tuple[Any, ...]:
+    def flow() -> Flow[tuple[Any, ...]]:
+        result = yield Query(sql, params)
+        return result.rows[0]
+
+    return run(connection, flow(), Place("asking the server"))
+
+
+def check_driver() -> Iterator[Finding]:
+    """Say which psycopg this is: its C build, or the slower one in Python."""
+    implementation = psycopg.pq.__impl__
+    text = f"tracevault {__version__}, psycopg {psycopg.__version__} ({implementation})"
+    if implementation == "python":
+        yield Finding("warn", f"{text}, which is slower than its C build", 'pip install "tracevault[binary]"')
+    else:
+        yield Finding("ok", text)
+
+
+def check_server(connection: Connection[Any]) -> Iterator[Finding]:
+    """Check version, encoding, durability, and that the server takes writes."""
+    number, version, database, role, standby, encoding, fsync, commit, read_only = _ask(
+        connection,
+        "SELECT current_setting('server_version_num')::int, current_setting('server_version'), "
+        "current_database()::text, current_user::text, pg_is_in_recovery(), current_setting('server_encoding'), "
+        "current_setting('fsync'), current_setting('synchronous_commit'), current_setting('transaction_read_only')",
+    )
+    yield Finding("ok", f"connected to database {database} as {role}")
+    if number < _OLDEST_SERVER:
+        yield Finding("FAIL", f"PostgreSQL {version} is too old", "use PostgreSQL 14 or later")
+    else:
+        yield Finding("ok", f"PostgreSQL {version}")
+    if encoding != "UTF8":
+        yield Finding("FAIL", f"the database's encoding is {encoding}", "make a database with ENCODING 'UTF8'")
+    if standby:
+        yield Finding("FAIL", "this server is a standby, so nothing can be written", "connect to the primary")
+    elif read_only == "on":
+        yield Finding("FAIL", "transactions are read-only here", "use a role without default_transaction_read_only")
+    if "off" in {fsync, commit}:
+        setting = "fsync" if fsync == "off" else "synchronous_commit"
+        yield Finding("warn", f"{setting} is off: events reported as stored can be lost in a crash", "set it to on")
+
+
+def check_clock(connection: Connection[Any]) -> Iterator[Finding]:
+    """Compare this machine's clock, which sets ``occurred_at``, with the server's, which sets ``created_at``."""
+    before = datetime.now(UTC)
+    (server,) = _ask(connection, "SELECT clock_timestamp()")
+    after = datetime.now(UTC)
+    # The server looked at its clock at some moment between the two.
+    skew = max(server - after, before - server, timedelta())
+    if skew > _SKEW:
+        ahead = "ahead of" if server > after else "behind"
+        text = f"the server's clock is {skew.total_seconds():.1f} s {ahead} this machine's"
+        yield Finding("warn", text, "synchronise both with NTP: events are ordered by the machine's")
+    else:
+        yield Finding("ok", "this machine's clock and the server's agree")
+
+
+def check_table(connection: Connection[Any], table: str, *, reads: bool) -> Iterator[Finding]:
+    """Check one table and the role's rights on it; ``reads``: the role reads as well."""
+    try:
+        (plan,) = migration_plan(connection, [table])
+    except MigrationError as error:
+        yield Finding("FAIL", str(error))
+        return
+    if not plan.state.exists:
+        yield Finding("FAIL", f"{table}: there is no such table here", _migrate(table))
+        return
+    yield from _check_version(plan)
+    yield from _check_rights(connection, table, reads=reads)
+
+
+def _check_version(plan: Plan) -> Iterator[Finding]:
+    state = plan.state
+    migrate = _migrate(state.name)
+    columns, indexes = plan.pending("rewrite", "columns"), plan.pending("index")
+    if columns:
+        yield Finding("FAIL", f"{state.name}: {'; '.join(change.summary for change in columns)}", migrate)
+    if indexes:
+        text = f"{state.name}: {len(indexes)} indexes are missing or old, so that queries are slow"
+        yield Finding("warn", text, migrate)
+    if plan.done:
+        rows = "" if state.rows is None else f"~{state.rows:,} rows, "
+        yield Finding("ok", f"{state.name}: up to date ({rows}{size(state.size_bytes)})")
+
+
+def _check_rights(connection: Connection[Any], table: str, *, reads: bool) -> Iterator[Finding]:
+    rights, role, owner, superuser = _rights(connection, table)
+    if "INSERT" not in rights:
+        yield Finding("FAIL", f"{table}: {role} may not INSERT", f'GRANT INSERT ON "{table}" TO {role}')
+    if "SELECT" not in rights:
+        level: Literal["warn", "FAIL"] = "FAIL" if reads else "warn"
+        text = f"{table}: {role} may not SELECT, so a retry with an id cannot be confirmed"
+        yield Finding(level, text, f'GRANT SELECT ON "{table}" TO {role}')
+    changes = ", ".join(right for right in _CHANGES if right in rights)
+    if superuser or owner:
+        what = "is a superuser" if superuser else "owns the table"
+        advice = "write as a role that was granted INSERT and SELECT alone"
+        yield Finding("warn", f"{table}: {role} {what}, so it can change what is stored", advice)
+    elif changes:
+        yield Finding("warn", f"{table}: {role} may {changes}", f'REVOKE {changes} ON "{table}" FROM {role}')
+    elif {"INSERT", "SELECT"} <= rights:
+        yield Finding("ok", f"{table}: {role} may INSERT and SELECT, and change nothing")
+
+
+def check_reads(connection: Connection[Any], tables: Sequence[str]) -> Iterator[Finding]:
+    """Check a read connection of its own: that it may read, and nothing else."""
+    read_only = _ask(connection, "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'")[0]
+    for table in tables:
+        if not _ask(connection, "SELECT to_regclass(quote_ident($1)) IS NOT NULL", table)[0]:
+            yield Finding("FAIL", f"{table}: the read connection finds no such table", "correct DATABASE_URL_READ")
+            continue
+        rights, role, owner, superuser = _rights(connection, table)
+        if "SELECT" not in rights:
+            yield Finding("FAIL", f"{table}: the reader {role} may not SELECT", f'GRANT SELECT ON "{table}" TO {role}')
+        elif not read_only and (superuser or owner or rights > {"SELECT"}):
+            advice = "use a role with SELECT only in DATABASE_URL_READ"
+            yield Finding("warn", f"{table}: the reader {role} may also write", advice)
+        else:
+            yield Finding("ok", f"{table}: the reader {role} may SELECT and nothing else")
+
+
+def _rights(connection: Connection[Any], table: str) -> tuple[set[str], str, bool, bool]:
+    """Return the role's rights on a table, its name as SQL, and whether it owns the table or is a superuser."""
+    names = ("INSERT", "SELECT", *_CHANGES)
+    held = ", ".join(f"has_table_privilege(c.oid, '{name}')" for name in names)
+    *allowed, role, owner, superuser = _ask(
+        connection,
+        f"SELECT {held}, quote_ident(current_user), pg_has_role(c.relowner, 'USAGE'), r.rolsuper "
+        "FROM pg_class c, pg_roles r WHERE c.oid = to_regclass(quote_ident($1)) AND r.rolname = current_user",
+        table,
+    )
+    return {name for name, has in zip(names, allowed, strict=True) if has}, role, owner, superuser

@@ -1,0 +1,68 @@
+"""``tracevault migrate``: make the tables, or bring them up to date."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from tracevault.cli.connect import connection, write_dsn
+from tracevault.cli.options import dsn_option
+from tracevault.cli.output import size, write_lines
+from tracevault.config import DEFAULT_TABLE, check_table_name
+from tracevault.flows.migrate import Plan
+from tracevault.postgres import schema
+from tracevault.schema.indexes import INDEXES
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="only print what is to do; exit 1 if anything is")
+@click.option(
+    "--table",
+    "tables",
+    metavar="NAME",
+    multiple=True,
+    default=[DEFAULT_TABLE],
+    show_default=True,
+    help="the audit table; repeatable",
+)
+@dsn_option("DATABASE_URL_WRITE")
+@click.pass_context
+def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check: bool) -> None:
+    """Make the tables, or bring them up to date.
+
+    The plan is printed first. Indexes are built while writers go on. Adding a generated column to a table of an
+    older version writes it anew, which stops its writers; the plan says how much that is. Interrupted, it can be
+    run again.
+    """
+    names = list(dict.fromkeys(check_table_name(name, "--table") for name in tables))
+    with connection(write_dsn(dsn), "migrating", create=not check) as link:
+        plans = schema.migration_plan(link, names)
+        for plan in plans:
+            write_lines(_described(plan))
+        if all(plan.done for plan in plans):
+            return
+        if check:
+            ctx.exit(1)
+        sys.stdout.flush()  # the plan is read before it is carried out
+        schema.migrate(link, plans, lambda change: click.echo(change, err=True))
+        click.echo("done", err=True)
+
+
+def _described(plan: Plan) -> Iterator[str]:
+    name, state = plan.state.name, plan.state
+    if not state.exists:
+        yield f"{name}: create the table with {len(INDEXES)} indexes"
+        return
+    if plan.done:
+        yield f"{name}: nothing to do"
+        return
+    rows = "no rows" if not plan.filled else "rows not counted yet" if state.rows is None else f"~{state.rows:,} rows"
+    yield f"{name}: {len(plan.changes)} to do ({rows}, {size(state.size_bytes)})"
+    for change in plan.changes:
+        yield f"  {change.summary}"
+    if plan.pending("rewrite"):
+        yield f"  ! writers and readers of {name} wait while it is written anew: choose a quiet time"
+    if plan.pending("index") and state.partitioned:
+        yield f"  ! writers of {name} wait while its indexes are built, since it is partitioned"

@@ -1,0 +1,79 @@
+"""Options that several commands share; those of filters derive from the filter table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import click
+
+from tracevault.cli.output import is_terminal
+from tracevault.config import DEFAULT_TABLE
+from tracevault.schema.filters import Filter
+
+_OUTPUT_HELP = "for a person, or JSON with one event per line; default: table on a terminal, else json"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def dsn_option(variables: str) -> Callable[[F], F]:
+    """Return the option ``--dsn``; ``variables`` says what takes its place."""
+    return click.option(
+        "--dsn", metavar="URL", help=f"the database: a PostgreSQL URL or `embedded:[PATH]`; default: {variables}"
+    )
+
+
+table_option = click.option("--table", metavar="NAME", default=DEFAULT_TABLE, show_default=True, help="the audit table")
+
+
+def output_options(function: F) -> F:
+    """Add ``-o`` and ``--json``; the command gets ``output``, which is JSON unless a person reads."""
+
+    @click.option("-o", "--output", type=click.Choice(["table", "json"]), help=_OUTPUT_HELP)
+    @click.option("--json", "as_json", is_flag=True, help="the same as `-o json`")
+    @wraps(function)
+    def command(*args: Any, output: str | None, as_json: bool, **options: Any) -> Any:
+        chosen = "json" if as_json else output or ("table" if is_terminal() else "json")
+        return function(*args, output=chosen, **options)
+
+    return cast("F", command)
+
+
+def filter_options(filters: Mapping[str, Filter]) -> Callable[[F], F]:
+    """Return a decorator that adds one option per filter, named like it."""
+
+    def decorate(function: F) -> F:
+        for name, spec in reversed(list(filters.items())):  # click lists the last one first
+            function = click.option(f"--{name.replace('_', '-')}", name, **_kind(spec), help=spec.help)(function)
+        return function
+
+    return decorate
+
+
+def given_filters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the filters that were given, as the API takes them; it checks them."""
+    filters: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            if value:
+                filters[name] = [item for text in value for item in text.split(",")]
+        elif value is not None:
+            filters[name] = value
+    return filters
+
+
+def _kind(spec: Filter) -> dict[str, Any]:
+    match spec.kind:
+        case "flag":
+            return {"is_flag": True, "default": None}
+        case "list":
+            return {"multiple": True, "metavar": "TEXT,..."}
+        case "choice":
+            return {"type": click.Choice(spec.choices)}
+        case "number":
+            return {"type": int, "metavar": "NUMBER"}
+        case "time":
+            return {"metavar": "TIME"}
+        case _:
+            return {"metavar": "TEXT"}

@@ -1,0 +1,144 @@
+"""How values are written: for a terminal, where nothing stored may act on it, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from tracevault import AuditRecord
+from tracevault.event.payload import iso_utc, jsonb_text
+from tracevault.event.record import RECORD_COLUMNS
+
+if TYPE_CHECKING:  # rich takes 40 ms, which piped JSON need not wait for
+    from rich.console import Console
+    from rich.table import Table
+
+Output = Literal["table", "json"]
+
+# Up to this many characters a JSON list or object stays on one line.
+_ONE_LINE = 60
+# So many levels are laid out in lines. Other writers can nest deeper than there are columns, or Python's stack.
+_DEPTH = 30
+
+
+class _Raw(str):
+    """A piece of JSON that is text already."""
+
+    __slots__ = ()
+
+
+def is_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return rich's console: no markup, so ``[red]`` is text; NO_COLOR and pipes are seen to by rich."""
+    from rich.console import Console  # noqa: PLC0415 - see above
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, which means "no" here
+
+    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def fits(out: Console, table: Table) -> bool:
+    """Whether a table can be printed without cutting anything."""
+    return out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with whatever does not print written as an escape: ``\x1b``, ``\u202e``.
+
+    So a stored value can neither move the cursor nor turn the direction of what is read.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def identity(id_: str | None, type_: str | None) -> str:
+    """Return an actor or a target as ``type/id``, fit for a terminal."""
+    return "" if id_ is None and type_ is None else visible(f"{type_ or '?'}/{id_ or '?'}")
+
+
+def size(number: int) -> str:
+    """Return a number of bytes for a person: ``1.2 GB``."""
+    amount, unit = float(number), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 99.5 else f"{amount:.3g} {unit}"
+
+
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
+    r"""Return ``value`` as JSON on one line, its numbers exact; what does not print is a ``\u`` escape."""
+    return _escaped("".join(_pieces(value)), ascii_only=ascii_only)
+
+
+def json_line(record: AuditRecord) -> str:
+    """Return a record as one line of JSON: every column, payloads nested, times in UTC, numbers exact."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json_text({name: _plain(getattr(record, name)) for name in RECORD_COLUMNS}, ascii_only=not utf8)
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Write lines to standard output."""
+    sys.stdout.writelines(line + "\n" for line in lines)
+
+
+def json_lines(value: Any, depth: int = _DEPTH) -> list[str]:
+    """Return ``value`` as JSON over several lines, short containers on one; for a person to read."""
+    text = json_text(value)
+    if not isinstance(value, (dict, list)) or len(text) <= _ONE_LINE or depth == 0:
+        return [text]
+    lines = []
+    parts = _members(value)
+    for place, (prefix, item) in enumerate(parts):
+        inner = json_lines(item, depth - 1)
+        inner[0] = _escaped(prefix) + inner[0]
+        inner[-1] += "," if place < len(parts) - 1 else ""
+        lines += ["  " + line for line in inner]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return [opening, *lines, closing]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso_utc(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _escaped(text: str, *, ascii_only: bool = False) -> str:
+    # Outside its strings JSON is printable ASCII, so this changes the inside of strings alone.
+    if text.isprintable() and (text.isascii() or not ascii_only):
+        return text
+    return "".join(c if c.isprintable() and (c.isascii() or not ascii_only) else json.dumps(c)[1:-1] for c in text)
+
+
+def _members(value: dict[str, Any] | list[Any]) -> list[tuple[str, Any]]:
+    """Return what stands in a container: what precedes each value in JSON, and the value."""
+    if isinstance(value, list):
+        return [("", item) for item in value]
+    return [(f"{jsonb_text(key)}: ", item) for key, item in value.items()]
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield ``value`` as JSON in pieces; with a stack of its own, since a payload may be deeper than Python's."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _Raw):
+            yield item
+        elif isinstance(item, (dict, list)) and item:
+            opening, closing = "{}" if isinstance(item, dict) else "[]"
+            yield opening
+            stack.append(_Raw(closing))
+            for place, (prefix, part) in reversed(list(enumerate(_members(item)))):
+                stack += [part, _Raw((", " if place else "") + prefix)]
+        else:
+            yield jsonb_text(item)

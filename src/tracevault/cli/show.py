@@ -1,0 +1,147 @@
+"""Records for a person: a table of many, or one in full. Stored text goes through `visible`, never as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracevault import SEVERITIES_FOR_ERRORS_ONLY_FILTER, AuditRecord
+from tracevault.cli.output import console, fits, identity, json_lines, json_text, visible
+from tracevault.event.payload import iso_utc
+from tracevault.event.record import RECORD_COLUMNS
+
+# What the first lines of a record say, or its sections; the other columns are listed between them by name.
+_SHOWN_APART = frozenset({"id", "event", "actor_id", "actor_type", "target_id", "target_type", "data", "meta"})
+_ID_WIDTH = 36
+
+
+def print_records(records: Sequence[AuditRecord]) -> None:
+    """Print a table of records: a line for each where that fits the terminal, else two."""
+    if not records:
+        return
+    out = console()
+    table = _one_line_each(records)
+    out.print(table if fits(out, table) else _two_lines_each(records))
+
+
+def print_record(record: AuditRecord) -> None:
+    """Print one record in full: its columns, what changed, and its payloads."""
+    fields = Table.grid(padding=(0, 2))
+    fields.add_column(style="dim", no_wrap=True)
+    fields.add_column(overflow="fold")
+    for name, value in _fields(record):
+        fields.add_row(name, value)
+    parts: list[RenderableType] = [
+        Text(visible(record.event), style="bold", overflow="fold"),
+        Text(str(record.id), style="dim"),
+        Padding(fields, (1, 0, 0, 2)),
+    ]
+    changes = changes_in(record.data)
+    if changes:
+        parts += [Text("\nwhat changed", style="dim"), Padding(changes_table(changes), (0, 0, 0, 2))]
+    for name, payload in (("data", record.data), ("meta", record.meta)):
+        if payload is not None:
+            text = Text("\n".join(json_lines(payload)), overflow="fold")
+            parts += [Text(f"\n{name}", style="dim"), Padding(text, (0, 0, 0, 2))]
+    console().print(Group(*parts))
+
+
+def changes_in(data: Any) -> dict[str, dict[str, Any]]:
+    """Return the ``diff`` of a payload that `emit_diff` made; empty for any other."""
+    if not isinstance(data, dict) or set(data) != {"before", "after", "diff"} or not isinstance(data["diff"], dict):
+        return {}
+    diff = data["diff"]
+    changed = all(isinstance(change, dict) and set(change) <= {"before", "after"} for change in diff.values())
+    return diff if changed else {}
+
+
+def changes_table(changes: dict[str, dict[str, Any]]) -> Table:
+    """Return one line per changed key: ``price  120 → 150``."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, change in changes.items():
+        table.add_row(Text(visible(key)), change_text(change))
+    return table
+
+
+def change_text(change: dict[str, Any]) -> Text:
+    """Return ``120 → 150``; a side on which the key is missing reads "none", which is no JSON value."""
+    sides = [
+        Text(json_text(change[side]), style=style) if side in change else Text("none", style="dim")
+        for side, style in (("before", "red"), ("after", "green"))
+    ]
+    return Text(" → ").join(sides)
+
+
+def outcome_text(record: AuditRecord) -> Text:
+    """Return outcome and severity, in the colour of their weight."""
+    text = Text()
+    if record.outcome is not None:
+        text.append(visible(record.outcome), style="red" if record.outcome == "failure" else "")
+    if record.severity is not None:
+        errors = record.severity in SEVERITIES_FOR_ERRORS_ONLY_FILTER
+        style = "red" if errors else "yellow" if record.severity == "warning" else ""
+        text.append(" " if text else "").append(visible(record.severity), style=style)
+    return text
+
+
+def _one_line_each(records: Sequence[AuditRecord]) -> Table:
+    table = _table("time (UTC)", "event", "actor", "target", "outcome", "id")
+    for record in records:
+        table.add_row(
+            _time(record),
+            Text(visible(record.event), style="bold"),
+            Text(identity(record.actor_id, record.actor_type)),
+            Text(identity(record.target_id, record.target_type)),
+            outcome_text(record),
+            Text(str(record.id), style="dim"),
+        )
+    return table
+
+
+def _two_lines_each(records: Sequence[AuditRecord]) -> Table:
+    table = _table("time (UTC)", "event, id", "actor, target")
+    table.columns[1].min_width = _ID_WIDTH  # half an id finds nothing
+    for record in records:
+        table.add_row(
+            Text("\n").join([_time(record), outcome_text(record)]),
+            Text("\n").join([Text(visible(record.event), style="bold"), Text(str(record.id), style="dim")]),
+            Text("\n").join(
+                [
+                    Text(identity(record.actor_id, record.actor_type)),
+                    Text(identity(record.target_id, record.target_type)),
+                ]
+            ),
+        )
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for header in headers:
+        table.add_column(header, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _time(record: AuditRecord) -> Text:
+    return Text(f"{record.occurred_at:%Y-%m-%d %H:%M:%S}", style="dim")
+
+
+def _fields(record: AuditRecord) -> Iterator[tuple[str, Text]]:
+    for role, id_, type_ in (
+        ("actor", record.actor_id, record.actor_type),
+        ("target", record.target_id, record.target_type),
+    ):
+        if id_ is not None or type_ is not None:
+            yield role, Text(identity(id_, type_))
+    for name in RECORD_COLUMNS:
+        value = getattr(record, name)
+        if name in _SHOWN_APART or value is None:
+            continue
+        yield name, Text(iso_utc(value) if name in {"occurred_at", "created_at"} else visible(str(value)))
