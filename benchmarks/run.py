@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import tempfile
@@ -67,7 +68,7 @@ class Ratio:
         low, _, high = statistics.quantiles(self.ratios, n=4)
         sign = "≤" if self.at_most else "≥"
         return (
-            f"| {self.name} | {self.plain} | {statistics.median(self.ratios):.2f} | {low:.2f}–{high:.2f} "
+            f"| {self.name} | {self.plain} | {statistics.median(self.ratios):.2f} | {low:.2f} to {high:.2f} "
             f"| {sign} {self.bound:g} |"
         )
 
@@ -132,9 +133,7 @@ def one_by_one(vault: Tracevault, connection: psycopg.Connection[Any], count: in
     return Ratio("`emit`, one after another, blocking", "prepared INSERT", pairs(count, ours, plain), 1.3, at_most=True)
 
 
-async def one_by_one_async(
-    vault: AsyncTracevault, connection: psycopg.AsyncConnection[Any], count: int
-) -> Ratio:
+async def one_by_one_async(vault: AsyncTracevault, connection: psycopg.AsyncConnection[Any], count: int) -> Ratio:
     row = ready_row()[1:]
 
     async def ours() -> None:
@@ -164,6 +163,7 @@ def preparation(count: int) -> Ratio:
 
 def many(vault: Tracevault, connection: psycopg.Connection[Any], count: int) -> Ratio:
     events = [{"event": EVENT, **FIELDS} for _ in range(MANY)]
+    ready: list[tuple[Any, ...]] = []
 
     def plain() -> None:
         with connection.transaction(), connection.cursor().copy(COPY) as copy:
@@ -173,13 +173,13 @@ def many(vault: Tracevault, connection: psycopg.Connection[Any], count: int) -> 
     def with_room(work: Callable[[], object]) -> float:
         nonlocal ready
         connection.execute("TRUNCATE audit_logs")
-        ready = [ready_row() for _ in range(MANY)]
+        ready = [ready_row() for _ in range(MANY)] if work is plain else []
+        gc.collect()
         return timed(work)
 
     def ours() -> None:
         vault.emit_many(events)
 
-    ready: list[tuple[Any, ...]] = []
     ratios = []
     for number in range(-1, count):
         works = (ours, plain) if number % 2 else (plain, ours)
@@ -196,7 +196,8 @@ async def many_async(vault: AsyncTracevault, connection: psycopg.AsyncConnection
         times = {}
         for name in ("ours", "plain") if number % 2 else ("plain", "ours"):
             await connection.execute("TRUNCATE audit_logs")
-            ready = [ready_row() for _ in range(MANY)]
+            ready = [ready_row() for _ in range(MANY)] if name == "plain" else []
+            gc.collect()
             start = time.perf_counter()
             if name == "ours":
                 await vault.emit_many(events)
@@ -221,12 +222,9 @@ def measure(conninfo: str, count: int) -> list[Ratio]:
         blocking = [one_by_one(vault, connection, count), preparation(count), many(vault, connection, count)]
 
     async def asynchronous() -> list[Ratio]:
-        async with start_tracevault(**options) as vault:
-            async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
-                return [
-                    await one_by_one_async(vault, connection, count),
-                    await many_async(vault, connection, count),
-                ]
+        connecting = psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+        async with start_tracevault(**options) as vault, await connecting as connection:
+            return [await one_by_one_async(vault, connection, count), await many_async(vault, connection, count)]
 
     return blocking + asyncio.run(asynchronous())
 

@@ -1,23 +1,30 @@
 """What stands behind a vault: its checked options, its connections, its writer, and whether it is open.
 
 The two engines are twins; they differ in ``await``, and in that an async pool belongs to one event loop.
+A forked child inherits a vault that is open, but can use neither the threads nor the connections of its
+parent: it makes its own when it first needs them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from threading import Lock
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from psycopg import Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from tracevault.config import Config
-from tracevault.errors import ConfigError, TracevaultError
+from tracevault.errors import ConfigError, TracevaultError, UndeliveredError, ValidationError
 from tracevault.event.mask import masked_names
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings
-from tracevault.event.rules import nearest
+from tracevault.event.rules import got, nearest
 from tracevault.flows import Flow, Query
 from tracevault.flows.write import insert, insert_many, needs_transaction
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
@@ -38,10 +45,37 @@ from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, read, read_async, store, store_async
 
+_log = logging.getLogger("tracevault")
+
 T = TypeVar("T")
+Pool = tuple[ConnectionPool[Any], LastError]
+AsyncPool = tuple[AsyncConnectionPool[Any], LastError]
 
 # Emits of an async vault from other event loops share this many blocking connections.
 _OTHER_LOOPS = 4
+# `flush(timeout=math.inf)` is allowed; the operating system's clocks want a number.
+_LONGEST = 366 * 86_400.0
+# Seconds that a pool's idle helpers may take to end, when nothing else is left of close()'s time.
+_PATIENCE = 0.2
+_START = Place("starting")
+
+
+class _PerProcess(Generic[T]):
+    """One object for each process, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        # Those of a parent are kept too: to drop one would close its connections under the parent.
+        self._by_pid: dict[int, T] = {}
+
+    def get(self) -> T:
+        pid = os.getpid()
+        found = self._by_pid.get(pid)
+        # No lock, which a fork could inherit locked for ever; setdefault is atomic.
+        return self._by_pid.setdefault(pid, self._make()) if found is None else found
+
+    def existing(self) -> T | None:
+        return self._by_pid.get(os.getpid())
 
 
 class _Engine:
@@ -55,9 +89,16 @@ class _Engine:
             config.default_mode,
         )
         self.tables = config.tables
-        self.state: Literal["new", "open", "closed"] = "new"
+        self.state: Literal["new", "starting", "open", "closed"] = "new"
         self._embedded: dict[str, Embedded] = {}
-        self.writer: BackgroundWriter
+        self._embedded_lock = Lock()
+        self._connect: Callable[[], Connection[Any]]
+        self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect))
+
+    @property
+    def writer(self) -> BackgroundWriter:
+        """The background writer of this process."""
+        return self._writers.get()
 
     def check_open(self) -> None:
         if self.state != "open":
@@ -67,16 +108,25 @@ class _Engine:
                 else "the vault is not started: `audit = await start_tracevault(...)`, or `async with` it"
             )
 
+    def seconds(self, timeout: float | None) -> float:
+        """Return how long flush or close may take."""
+        if timeout is None:
+            return self.config.timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise ValidationError(f"`timeout` must be a number of seconds, got {got(timeout)}", field="timeout")
+        return min(timeout, _LONGEST)
+
     def resolve(self) -> tuple[str | None, str | None]:
         """Return where to write and where to read, starting embedded databases; None stands for a pool."""
         config = self.config
-        write = self._resolve_one(config.connection_string, "connection_string")
-        read_string = config.read_connection_string
-        if config.pool is not None:
-            read_string = None
-        elif read_string is None:
-            return write, write
-        return write, self._resolve_one(read_string, "read_connection_string")
+        with self._embedded_lock:
+            write = self._resolve_one(config.connection_string, "connection_string")
+            read_string = config.read_connection_string
+            if config.pool is not None:
+                read_string = None
+            elif read_string is None:
+                return write, write
+            return write, self._resolve_one(read_string, "read_connection_string")
 
     def _resolve_one(self, value: str | None, field: str) -> str | None:
         if value is None:
@@ -88,9 +138,10 @@ class _Engine:
         return self._embedded[value].conninfo
 
     def release(self) -> None:
-        """Leave the embedded databases."""
-        while self._embedded:
-            self._embedded.popitem()[1].release()
+        """Leave the embedded databases, those included that a `resolve` in another thread is just starting."""
+        with self._embedded_lock:
+            while self._embedded:
+                self._embedded.popitem()[1].release()
 
     def table_of(self, scope: str) -> str:
         if scope not in self.tables:
@@ -98,7 +149,13 @@ class _Engine:
         return self.tables[scope]
 
     def write_one(self, table: str, prepared: Prepared, place: Place) -> Write:
-        return Write(lambda _replay: insert(table, prepared), _never, prepared.id, place)
+        # A replay that finds the id taken has found its own row, unless the caller chose the id.
+        return Write(
+            lambda replay: insert_many(table, [prepared], replay=True) if replay else insert(table, prepared),
+            _never,
+            prepared.id,
+            place,
+        )
 
     def write_many(self, table: str, batch: Sequence[Prepared], place: Place) -> Write:
         return Write(
@@ -120,63 +177,96 @@ class AsyncEngine(_Engine):
         super().__init__(config)
         check_pool(config.pool, AsyncConnectionPool, "pool")
         check_pool(config.read_pool, AsyncConnectionPool, "read_pool")
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._write: AsyncPool
+        self._read: AsyncPool
+        self._own_pools: list[AsyncConnectionPool[Any]] = []
+        self._other_loops = _PerProcess(self._open_other_loops)
+        self._abandoned: set[asyncio.Future[None]] = set()  # writes whose emit was cancelled
         self._closing: asyncio.Future[None] | None = None
-        self._other_loops: tuple[ConnectionPool[Any], LastError] | None = None
-        self._other_loops_lock = Lock()
+        self._undelivered: UndeliveredError | None = None
 
     async def start(self) -> None:
         if self.state != "new":
             raise TracevaultError(f"the vault is {self.state} already; start a new one")
-        config, timeout = self.config, self.config.timeout
-        self._loop = asyncio.get_running_loop()
+        self.state = "starting"
+        self._pid, self._loop = os.getpid(), asyncio.get_running_loop()
         try:
-            write, read_from = await asyncio.to_thread(self.resolve)
-            if config.pool is None:
-                assert write is not None and read_from is not None  # noqa: PT018
-                self._write = make_pool(AsyncConnectionPool, write, timeout, write=True)
-                self._read = make_pool(AsyncConnectionPool, read_from, timeout, write=False)
-            else:
-                self._write = (config.pool, LastError())
-                self._read = (config.read_pool or config.pool, LastError())
-            self._connect = writer_connect(config, write)
-            self.writer = BackgroundWriter(config, self._connect)
-            if config.ensure_schema:
-                await self._ensure_schema(write)
-            if config.pool is None:
-                await self._write[0].open()
-                await self._read[0].open()
+            await self._start()
+            if self.state != "starting":
+                raise TracevaultError("the vault was closed while it started")
         except BaseException:
-            await asyncio.to_thread(self.release)
+            if self.state == "starting":
+                self.state = "new"
+            await self._let_go(0.0)
             raise
         self.state = "open"
 
+    async def _start(self) -> None:
+        config, timeout = self.config, self.config.timeout
+        write, read_from = await asyncio.to_thread(self.resolve)
+        self._connect = writer_connect(config, write)
+        if config.pool is not None:
+            self._write = (config.pool, LastError())
+            self._read = (config.read_pool or config.pool, LastError())
+        else:
+            assert write is not None and read_from is not None  # noqa: PT018
+            self._write = make_pool(AsyncConnectionPool, write, timeout, write=True)
+            self._read = make_pool(AsyncConnectionPool, read_from, timeout, write=False)
+            self._own_pools = [self._write[0], self._read[0]]
+        if config.ensure_schema:
+            await self._ensure_schema(write)
+        for pool in self._own_pools:
+            await pool.open()
+        self._writers.get()
+
     async def _ensure_schema(self, conninfo: str | None) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
-        place = Place("starting")
         if self.config.pool is not None:
-            async with lent_async(*self._write, place, self.config.timeout) as connection:
+            async with lent_async(*self._write, _START, self.config.timeout) as connection:
                 await ensure_schema_async(connection, tables)
             return
         assert conninfo is not None
-        connection = await connect_once_async(conninfo, self.config.timeout, place)
-        async with connection:
+        async with await connect_once_async(conninfo, self.config.timeout, _START) as connection:
             await ensure_schema_async(connection, tables)
 
+    def _at_home(self) -> bool:
+        """Whether this is the event loop that the async pools belong to."""
+        return asyncio.get_running_loop() is self._loop and os.getpid() == self._pid
+
     async def store(self, write: Write) -> None:
-        if asyncio.get_running_loop() is self._loop:
-            await store_async(*self._write, write, self.config.timeout)
+        if self._at_home():
+            # In a task of its own: a cancelled emit is stored all the same, or not, but never leaves a statement
+            # half said; nor is the pool cancelled while it hands out a connection, which it does not survive.
+            storing = asyncio.ensure_future(store_async(*self._write, write, self.config.timeout))
+            try:
+                await asyncio.shield(storing)
+            except asyncio.CancelledError:
+                self._abandoned.add(storing)
+                storing.add_done_callback(self._forget)
+                raise
             return
         # A pool belongs to its loop; other loops write on blocking connections, in threads.
-        with self._other_loops_lock:
-            if self._other_loops is None:
-                self.check_open()
-                self._other_loops = pool_of(self._connect, _OTHER_LOOPS, self.config.timeout)
-                self._other_loops[0].open()
-        await asyncio.to_thread(store, *self._other_loops, write, self.config.timeout)
+        pool, last = self._other_loops.get()
+        if self.state != "open":  # closed just now, and perhaps before this pool was there to be seen
+            pool.close()
+            self.check_open()
+        await asyncio.to_thread(store, pool, last, write, self.config.timeout)
+
+    def _forget(self, storing: asyncio.Future[None]) -> None:
+        self._abandoned.discard(storing)
+        if not storing.cancelled() and storing.exception() is not None:
+            _log.error("a cancelled emit was not stored: %s", storing.exception())
+
+    def _open_other_loops(self) -> Pool:
+        pool, last = pool_of(self._connect, _OTHER_LOOPS, self.config.timeout)
+        pool.open()
+        return pool, last
 
     async def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
         self.check_open()
-        if asyncio.get_running_loop() is not self._loop:
+        if not self._at_home():
             raise TracevaultError(
                 "reads belong to the event loop that started the vault: start another vault in this loop"
             )
@@ -184,52 +274,93 @@ class AsyncEngine(_Engine):
 
     async def flush(self, timeout: float | None) -> None:
         self.check_open()
-        await asyncio.to_thread(self.writer.flush, self.config.timeout if timeout is None else timeout)
+        await self.writer.flush_async(self.seconds(timeout))
 
     async def healthcheck(self) -> bool:
         if self.state != "open":
             return False
         try:
-            for pool, last in (self._write, self._read):
-                await read_async(pool, last, _ping, Place("healthcheck"), self.config.timeout)
-        except TracevaultError:
+            if self._at_home():
+                for pool, last in (self._write, self._read):
+                    await read_async(pool, last, _ping, Place("healthcheck"), self.config.timeout, bounded=True)
+                return True
+            async with asyncio.timeout(self.config.timeout):
+                return await self._run_at_home(self.healthcheck())
+        except Exception:  # noqa: BLE001 - whatever it is, something is wrong
             return False
-        return True
 
     async def close(self, timeout: float | None) -> None:
-        if self.state == "new":
-            self.state = "closed"
-        if self.state == "closed" and (self._closing is None or self._closing.done()):
+        seconds = self.seconds(timeout)
+        if self.state in ("new", "starting"):
+            self.state = "closed"  # start() will notice
             return
-        if asyncio.get_running_loop() is not self._loop:
-            if not self._loop.is_closed():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.close(timeout), self._loop))
-                return
-            self.state = "closed"  # its pools died with their loop; the rest can still be closed properly
-            await asyncio.to_thread(self._close_blocking, self.config.timeout if timeout is None else timeout)
+        if self._at_home():
+            if self.state == "open":
+                self.state = "closed"
+                self._closing = asyncio.ensure_future(self._close(seconds))
+            if self._closing is not None:
+                # Shielded: a caller who gives up waiting must not leave the vault half closed for the others.
+                await asyncio.shield(self._closing)
+            self._report()
             return
-        if self._closing is None:
+        try:
+            await self._run_at_home(self.close(timeout))
+        except _HomeIsGoneError:
+            # The async pools died with their loop; the rest can still be closed properly.
             self.state = "closed"
-            self._closing = asyncio.ensure_future(self._close(self.config.timeout if timeout is None else timeout))
-        # Shielded: a caller who gives up waiting must not leave the vault half closed for the others.
-        await asyncio.shield(self._closing)
+            await asyncio.to_thread(self._close_blocking, seconds)
+            self._report()
 
-    async def _close(self, timeout: float) -> None:
+    async def _close(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         try:
-            await asyncio.to_thread(self.writer.close, timeout)
+            if self._abandoned:
+                await asyncio.wait(self._abandoned, timeout=seconds)
+            await asyncio.to_thread(self._close_blocking, max(0.0, deadline - time.monotonic()))
         finally:
-            if self.config.pool is None:
-                await self._write[0].close(timeout)
-                await self._read[0].close(timeout)
-            await asyncio.to_thread(self._close_blocking, timeout)
+            await self._let_go(deadline - time.monotonic())
 
-    def _close_blocking(self, timeout: float) -> None:
+    def _close_blocking(self, seconds: float) -> None:
         try:
-            self.writer.close(timeout)
+            self.writer.close(seconds)
+        except UndeliveredError as error:
+            self._undelivered = error
+        other_loops = self._other_loops.existing()
+        if other_loops is not None:
+            other_loops[0].close(_PATIENCE)
+
+    async def _let_go(self, seconds: float) -> None:
+        for pool in self._own_pools:
+            await pool.close(max(_PATIENCE, seconds))
+        await asyncio.to_thread(self.release)
+
+    def _report(self) -> None:
+        """Tell the first of those who wait for close(), and nobody else, what was lost."""
+        undelivered, self._undelivered = self._undelivered, None
+        if undelivered is not None:
+            raise undelivered
+
+    async def _run_at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have ``work`` done in the vault's own loop, as long as that runs."""
+        loop = self._loop
+        try:
+            if loop is None or not loop.is_running() or os.getpid() != self._pid:
+                raise _HomeIsGoneError
+            done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+            while not done.done():
+                await asyncio.wait([done], timeout=_PATIENCE)
+                if not loop.is_running() and not done.done():
+                    raise _HomeIsGoneError
+        except RuntimeError as error:  # it was closed between two lines
+            raise _HomeIsGoneError from error
         finally:
-            if self._other_loops is not None:
-                self._other_loops[0].close(timeout)
-            self.release()
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()
+        return done.result()
+
+
+class _HomeIsGoneError(RuntimeError):
+    """The event loop that started the vault runs no longer, or in another process."""
 
 
 class BlockingEngine(_Engine):
@@ -239,74 +370,80 @@ class BlockingEngine(_Engine):
         super().__init__(config)
         check_pool(config.pool, ConnectionPool, "pool")
         check_pool(config.read_pool, ConnectionPool, "read_pool")
+        self._write_to: str | None = None
+        self._read_from: str | None = None
+        self._pools = _PerProcess(self._open_pools)
         self._close_lock = Lock()
 
     def start(self) -> None:
-        config, timeout = self.config, self.config.timeout
         try:
-            write, read_from = self.resolve()
-            if config.pool is None:
-                assert write is not None and read_from is not None  # noqa: PT018
-                self._write = make_pool(ConnectionPool, write, timeout, write=True)
-                self._read = make_pool(ConnectionPool, read_from, timeout, write=False)
-            else:
-                self._write = (config.pool, LastError())
-                self._read = (config.read_pool or config.pool, LastError())
-            self.writer = BackgroundWriter(config, writer_connect(config, write))
-            if config.ensure_schema:
-                self._ensure_schema(write)
-            if config.pool is None:
-                self._write[0].open()
-                self._read[0].open()
+            self._write_to, self._read_from = self.resolve()
+            self._connect = writer_connect(self.config, self._write_to)
+            if self.config.ensure_schema:
+                self._ensure_schema()
+            self._pools.get()
+            self._writers.get()
         except BaseException:
             self.release()
             raise
         self.state = "open"
 
-    def _ensure_schema(self, conninfo: str | None) -> None:
+    def _open_pools(self) -> tuple[Pool, Pool]:
+        config, timeout = self.config, self.config.timeout
+        if config.pool is not None:
+            return (config.pool, LastError()), (config.read_pool or config.pool, LastError())
+        assert self._write_to is not None and self._read_from is not None  # noqa: PT018
+        write = make_pool(ConnectionPool, self._write_to, timeout, write=True)
+        read_ = make_pool(ConnectionPool, self._read_from, timeout, write=False)
+        write[0].open()
+        read_[0].open()
+        return write, read_
+
+    def _ensure_schema(self) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
-        place = Place("starting")
         if self.config.pool is not None:
-            with lent(*self._write, place, self.config.timeout) as connection:
+            with lent(*self._pools.get()[0], _START, self.config.timeout) as connection:
                 ensure_schema(connection, tables)
             return
-        assert conninfo is not None
-        with connect_once(conninfo, self.config.timeout, place) as connection:
+        assert self._write_to is not None
+        with connect_once(self._write_to, self.config.timeout, _START) as connection:
             ensure_schema(connection, tables)
 
     def store(self, write: Write) -> None:
-        store(*self._write, write, self.config.timeout)
+        store(*self._pools.get()[0], write, self.config.timeout)
 
     def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
         self.check_open()
-        return read(*self._read, flow, place, self.config.timeout)
+        return read(*self._pools.get()[1], flow, place, self.config.timeout)
 
     def flush(self, timeout: float | None) -> None:
         self.check_open()
-        self.writer.flush(self.config.timeout if timeout is None else timeout)
+        self.writer.flush(self.seconds(timeout))
 
     def healthcheck(self) -> bool:
         if self.state != "open":
             return False
         try:
-            for pool, last in (self._write, self._read):
-                read(pool, last, _ping, Place("healthcheck"), self.config.timeout)
-        except TracevaultError:
+            for pool, last in self._pools.get():
+                read(pool, last, _ping, Place("healthcheck"), self.config.timeout, bounded=True)
+        except Exception:  # noqa: BLE001 - whatever it is, something is wrong
             return False
         return True
 
     def close(self, timeout: float | None) -> None:
+        seconds = self.seconds(timeout)
         with self._close_lock:  # whoever comes second waits until the first is done
             if self.state == "closed":
                 return
             self.state = "closed"
-            seconds = self.config.timeout if timeout is None else timeout
+            deadline = time.monotonic() + seconds
             try:
                 self.writer.close(seconds)
             finally:
-                if self.config.pool is None:
-                    self._write[0].close(seconds)
-                    self._read[0].close(seconds)
+                pools = self._pools.existing()
+                if pools is not None and self.config.pool is None:
+                    for pool, _ in pools:
+                        pool.close(max(_PATIENCE, deadline - time.monotonic()))
                 self.release()
 
 

@@ -24,11 +24,12 @@ from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got
 from tracevault.flows import Flow
 from tracevault.flows import read as read_flows
-from tracevault.flows.write import insert, insert_many, savepointed
+from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
 from tracevault.schema.filters import CountFilters, FindFilters
 from tracevault.writer.buffer import Entry
+from tracevault.writer.direct import atomic, atomic_async
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def _takes_options_of(
 
 
 def _prepare_many(events: Iterable[Any], settings: Settings) -> list[Prepared]:
-    if isinstance(events, (str, Mapping)):
+    if isinstance(events, (str, bytes, Mapping)) or not isinstance(events, Iterable):
         raise ValidationError(f"`events` must be a list of events, got {got(events)}", field="events")
     batch = []
     for place, event in enumerate(events):
@@ -226,8 +227,12 @@ class AsyncScope:
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, AsyncConnection, allow_autocommit=allow_autocommit)
-        if batch:
-            await run_async(connection, savepointed(flow) if savepoint and inside else flow, self._place)
+        several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
+        if batch and inside:
+            await run_async(connection, savepointed(flow) if savepoint or several else flow, self._place)
+        elif batch:
+            async with atomic_async(connection, self._place, needed=several):
+                await run_async(connection, flow, self._place)
         return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 
@@ -416,8 +421,12 @@ class Scope:
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, Connection, allow_autocommit=allow_autocommit)
-        if batch:
-            run(connection, savepointed(flow) if savepoint and inside else flow, self._place)
+        several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
+        if batch and inside:
+            run(connection, savepointed(flow) if savepoint or several else flow, self._place)
+        elif batch:
+            with atomic(connection, self._place, needed=several):
+                run(connection, flow, self._place)
         return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 

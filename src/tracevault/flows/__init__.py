@@ -20,9 +20,10 @@ class Query(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """One ``COPY ... FROM STDIN`` and its rows."""
+    """One ``COPY ... FROM STDIN (FORMAT binary)``, its columns' types, and its rows."""
 
     sql: str
+    types: tuple[str, ...]
     rows: Iterable[tuple[Any, ...]]
 
 

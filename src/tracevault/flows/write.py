@@ -16,18 +16,23 @@ COPY_FROM = 8
 ROWS_PER_INSERT = 1000
 
 _COLUMNS = ", ".join(INSERT_COLUMNS)
+_TYPES = tuple(BY_NAME[name].column.sql_type for name in INSERT_COLUMNS)
 # How it was written is not what was said: a retry in another mode is the same event.
 _CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
 
 
 @lru_cache(maxsize=1024)
-def insert_sql(table: str, rows: int) -> str:
-    """Return the INSERT for ``rows`` events; one whose id is there already is left as it is."""
+def insert_sql(table: str, rows: int, *, taken: bool) -> str:
+    """Return the INSERT for ``rows`` events; where an id may be ``taken``, that event is left as it is.
+
+    An id that `emit` just made is not taken, and to insert speculatively costs the server a few microseconds.
+    """
     values = []
     for first in range(1, rows * len(INSERT_COLUMNS) + 1, len(INSERT_COLUMNS)):
         places = (f"${first + place}{_cast(name)}" for place, name in enumerate(INSERT_COLUMNS))
         values.append(f"({', '.join(places)})")
-    return f'INSERT INTO "{table}" ({_COLUMNS}) VALUES {", ".join(values)} ON CONFLICT DO NOTHING'
+    skip = " ON CONFLICT DO NOTHING" if taken else ""
+    return f'INSERT INTO "{table}" ({_COLUMNS}) VALUES {", ".join(values)}{skip}'
 
 
 def _cast(name: str) -> str:
@@ -36,9 +41,16 @@ def _cast(name: str) -> str:
 
 def insert(table: str, prepared: Prepared) -> Flow[None]:
     """Store one event. An id that is taken: nothing if the content is the same, else `DuplicateIdError`."""
-    result = yield Query(insert_sql(table, 1), prepared.row, reads=False)
+    result = yield Query(insert_sql(table, 1, taken=prepared.given_id), prepared.row, reads=False)
     if result.touched == 0:
         yield from confirm_same(table, prepared)
+
+
+def _kept_out(table: str) -> DriverError:
+    return DriverError(
+        f"table `{table}` did not store the event, though PostgreSQL reports no error: a trigger or a rule of the "
+        "table keeps rows out; drop it, or have it raise an exception that says why"
+    )
 
 
 def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) -> Flow[None]:
@@ -47,15 +59,21 @@ def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) 
     ``replay``: an earlier attempt may have stored some or all of it. Where `needs_transaction` says so, the
     caller makes it one transaction.
     """
-    if len(batch) >= COPY_FROM and not needs_transaction(batch, replay=replay):
-        yield Copy(f'COPY "{table}" ({_COLUMNS}) FROM STDIN', (prepared.row for prepared in batch))
+    taken = needs_transaction(batch, replay=replay)
+    if len(batch) >= COPY_FROM and not taken:
+        sql = f'COPY "{table}" ({_COLUMNS}) FROM STDIN (FORMAT binary)'
+        result = yield Copy(sql, _TYPES, (prepared.row for prepared in batch))
+        if result.touched < len(batch):
+            raise _kept_out(table)
         return
     for chunk in _chunks(batch):
         values = tuple(value for prepared in chunk for value in prepared.row)
-        result = yield Query(insert_sql(table, len(chunk)), values, reads=False)
+        result = yield Query(insert_sql(table, len(chunk), taken=taken), values, reads=False)
         if result.touched < len(chunk):
+            if not taken:
+                raise _kept_out(table)
             for prepared in chunk:
-                if prepared.given_id:
+                if prepared.given_id or not replay:
                     yield from confirm_same(table, prepared)
 
 
@@ -88,6 +106,12 @@ def confirm_same(table: str, prepared: Prepared) -> Flow[None]:
         f'SELECT {same} FROM "{table}" WHERE id = $1',
         (prepared.id, *(values[name] for name in compared)),
     )
+    if not found.rows:
+        # Something else kept it out, such as a unique index of the user's: say it again, to hear what.
+        again = yield Query(insert_sql(table, 1, taken=False), prepared.row, reads=False)
+        if again.touched == 0:
+            raise _kept_out(table)
+        return
     if not any(row[0] for row in found.rows):
         raise DuplicateIdError(
             f"`id` {prepared.id} is taken in table `{table}` by an event with other content; an id identifies "

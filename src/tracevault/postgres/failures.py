@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import psycopg_pool
+from psycopg import AsyncConnection, Connection
 
-from tracevault.errors import DriverError, OutcomeUnknownError, TracevaultError
+from tracevault.errors import DriverError, DuplicateIdError, OutcomeUnknownError, TracevaultError
 from tracevault.event.rules import shorten
 
 # Classes and codes for which trying again later can help. PostgreSQL, appendix A.
@@ -18,6 +22,8 @@ _TRANSIENT_CODES = frozenset({"25006", "40001", "40003", "40P01", "55P03"})
 # The record itself is refused, and always would be.
 _RECORD_CLASSES = ("22", "23")
 _RECORD_CODES = frozenset({"54000", "P0001"})
+# The server ends the session, and has perhaps said so before the socket is closed.
+_SESSION_ENDED = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05"})
 
 _SCHEMA_ADVICE = "create or upgrade it with `tracevault migrate`, or start with bootstrap={'ensure_schema': True}"
 _ADVICE = {
@@ -31,8 +37,11 @@ _ADVICE = {
     "53300": "the server has no connection left: raise max_connections, or use fewer",
     "57P03": "the server is starting up or shutting down: try again",
     "25006": "the server is read-only, perhaps a standby: connect to the primary",
+    "57014": "it took longer than `timeout`: is the table locked, or the server overloaded?",
     "25P02": "the transaction has failed already: roll it back",
 }
+# What libpq asks the reader; we ask it ourselves, once.
+_LIBPQ_QUESTION = re.compile(r" Is the server running [^?]*\?")
 # libpq reports why a connection failed in words alone. English ones, since that is what servers speak by default.
 _CONNECT_STATES = (
     (re.compile(r"password authentication failed|no password supplied"), "28P01"),
@@ -66,13 +75,23 @@ def is_transient(sqlstate: str | None) -> bool:
 
 def is_record_refused(error: Exception) -> bool:
     """Whether the database refused the record itself, so that no other record is concerned."""
-    state = error.sqlstate if isinstance(error, DriverError) else None
+    if not isinstance(error, DriverError):
+        return isinstance(error, DuplicateIdError)
+    state, cause = error.sqlstate, error.__cause__
     if state is None:
-        # Our own refusals (DuplicateIdError) concern one record; anything else is not the record's fault.
-        return isinstance(error, TracevaultError) and not isinstance(error, DriverError)
+        # psycopg could not say it. Anything else without a code is not the record's fault.
+        return isinstance(cause, psycopg.DataError)
+    if cause is None:
+        return True  # Found by us, not by PostgreSQL: the row is kept out by what is there already.
     if state == "23514" and "no partition" in str(error):
         return False
     return state[:2] in _RECORD_CLASSES or state in _RECORD_CODES
+
+
+def is_broken(connection: Connection[Any] | AsyncConnection[Any], error: TracevaultError) -> bool:
+    """Whether the connection went away, so that nobody can tell how far the statement came."""
+    state = getattr(error, "sqlstate", None) or ""
+    return connection.closed or state.startswith("08") or state in _SESSION_ENDED
 
 
 def from_psycopg(error: psycopg.Error, place: Place) -> DriverError:
@@ -94,6 +113,18 @@ def from_psycopg(error: psycopg.Error, place: Place) -> DriverError:
     return driver_error
 
 
+@contextmanager
+def translated(place: Place) -> Iterator[None]:
+    """Translate psycopg's errors in the block, those of BEGIN and COMMIT; those of flows are ours already."""
+    try:
+        yield
+    except psycopg.Error as error:
+        failure = from_psycopg(error, place)
+    else:
+        return
+    raise failure
+
+
 def outcome_unknown(error: DriverError, id_: UUID, place: Place) -> OutcomeUnknownError:
     """Return the error for a write whose connection broke before PostgreSQL confirmed it."""
     unknown = OutcomeUnknownError(
@@ -112,12 +143,13 @@ def from_pool(error: Exception, place: Place, last: BaseException | None, second
         return TracevaultError(f"{place}: the vault or its pool is closed")
     if isinstance(last, psycopg.Error):
         return from_psycopg(last, place)
-    busy = DriverError(
+    if last is not None:  # of a caller's `writer_connect`
+        what = str(last) if isinstance(last, TracevaultError) else type(last).__name__
+        return DriverError(f"{place} failed: {what}", transient=True)
+    return DriverError(
         f"{place} failed: no connection became free within {seconds:g} s; raise the pool's max_size or `timeout`",
         transient=True,
     )
-    busy.__cause__ = None
-    return busy
 
 
 def _clean(error: psycopg.Error) -> psycopg.Error:
@@ -125,7 +157,7 @@ def _clean(error: psycopg.Error) -> psycopg.Error:
     primary = error.diag.message_primary
     if primary is None:
         # Raised by libpq or psycopg: a connection failure, which may list one line per address tried.
-        primary = " ".join(str(error).split())
+        primary = _LIBPQ_QUESTION.sub("", " ".join(str(error).split()))
     clean = type(error)(primary)
     if clean.sqlstate is None and error.sqlstate is not None:
         clean.sqlstate = error.sqlstate

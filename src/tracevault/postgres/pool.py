@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -12,11 +14,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from tracevault.config import Config
-from tracevault.errors import ConfigError
+from tracevault.errors import ConfigError, DriverError, TracevaultError
 from tracevault.postgres.failures import Place, from_pool, from_psycopg
 
 APPLICATION_NAME = "tracevault"
 MAX_SIZE = 10
+# Seconds. A server that refuses our role or database does so at once; one that comes back is found this fast.
+_ATTEMPT = 0.5
 
 P = TypeVar("P", ConnectionPool[Any], AsyncConnectionPool[Any])
 
@@ -24,15 +28,23 @@ P = TypeVar("P", ConnectionPool[Any], AsyncConnectionPool[Any])
 def check_conninfo(value: str, field: str) -> str:
     """Return ``value`` if libpq can parse it; its parser's message may quote the password, so ours says less."""
     try:
-        conninfo_to_dict(value)
+        parts = conninfo_to_dict(value)
     except psycopg.Error:
-        pass
-    else:
+        parts = None
+    # In a URL, an @ or a slash inside the password moves the rest of it to where messages show it.
+    if parts is not None and not ("://" in value and _is_torn(parts)):
         return value
     raise ConfigError(
         f"`{field}` is not a connection string that libpq understands: use postgresql://user@host/database, with "
         "special characters in the password percent-encoded, or key=value pairs",
         field=field,
+    )
+
+
+def _is_torn(parts: dict[str, Any]) -> bool:
+    ports = str(parts.get("port", "")).split(",")
+    return any("@" in str(parts.get(key, "")) for key in ("host", "dbname")) or not all(
+        port.isdigit() or not port for port in ports
     )
 
 
@@ -71,6 +83,7 @@ def make_pool(kind: type[P], conninfo: str, timeout: float, *, write: bool) -> t
         min_size=0,
         max_size=MAX_SIZE,
         timeout=timeout,
+        reconnect_timeout=0,  # no attempts in the background, ever less often: `borrow` asks again
         configure=configure,
         open=False,
         name="tracevault-write" if write else "tracevault-read",
@@ -122,22 +135,37 @@ def _limit_statements(timeout: float, *, asynchronous: bool) -> Callable[[Any], 
 
 def borrow(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Connection[Any]:
     """Return a connection of ``pool``, to be given back by ``putconn``; a refusal becomes one of our errors."""
-    try:
-        return pool.getconn(timeout)  # type: ignore[no-any-return]
-    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
-        failure = from_pool(error, place, last.error, timeout)
-    raise failure
+    deadline = time.monotonic() + timeout
+    wait = min(timeout, _ATTEMPT)
+    while True:
+        try:
+            return pool.getconn(wait)  # type: ignore[no-any-return]
+        except (PoolClosed, PoolTimeout, TooManyRequests) as error:
+            failure = from_pool(error, place, last.error, timeout)
+        wait = _next_wait(failure, last, deadline, wait)
 
 
 async def borrow_async(
     pool: AsyncConnectionPool[Any], last: LastError, place: Place, timeout: float
 ) -> AsyncConnection[Any]:
     """Return a connection of ``pool``, to be given back by ``putconn``; a refusal becomes one of our errors."""
-    try:
-        return await pool.getconn(timeout)  # type: ignore[no-any-return]
-    except (PoolClosed, PoolTimeout, TooManyRequests) as error:
-        failure = from_pool(error, place, last.error, timeout)
-    raise failure
+    deadline = time.monotonic() + timeout
+    wait = min(timeout, _ATTEMPT)
+    while True:
+        try:
+            return await pool.getconn(wait)  # type: ignore[no-any-return]
+        except (PoolClosed, PoolTimeout, TooManyRequests) as error:
+            failure = from_pool(error, place, last.error, timeout)
+        wait = _next_wait(failure, last, deadline, wait)
+
+
+def _next_wait(failure: TracevaultError, last: LastError, deadline: float, wait: float) -> float:
+    """Return how long to ask the pool once more; raise if that is in vain, or time is up."""
+    left = deadline - time.monotonic()
+    if left <= 0 or not isinstance(failure, DriverError) or not failure.transient:
+        raise failure
+    # Each time a pool is asked while it cannot connect, it tries anew. One that is only busy keeps its queue.
+    return left if last.error is None else min(left, 2 * wait)
 
 
 @contextmanager
@@ -155,11 +183,28 @@ async def lent_async(
     pool: AsyncConnectionPool[Any], last: LastError, place: Place, timeout: float
 ) -> AsyncIterator[AsyncConnection[Any]]:
     """Lend a connection of ``pool`` for the block."""
-    connection = await borrow_async(pool, last, place, timeout)
+    # In tasks of their own: a pool that is cancelled while it hands out or takes back a connection may hang.
+    borrowing = asyncio.ensure_future(borrow_async(pool, last, place, timeout))
+    try:
+        connection = await asyncio.shield(borrowing)
+    except asyncio.CancelledError:
+        borrowing.add_done_callback(lambda done: _give_back(pool, done))
+        raise
     try:
         yield connection
     finally:
-        await pool.putconn(connection)
+        await asyncio.shield(asyncio.ensure_future(pool.putconn(connection)))
+
+
+def _give_back(pool: AsyncConnectionPool[Any], borrowed: asyncio.Future[AsyncConnection[Any]]) -> None:
+    if not borrowed.cancelled() and borrowed.exception() is None:
+        task = asyncio.ensure_future(pool.putconn(borrowed.result()))
+        _giving_back.add(task)
+        task.add_done_callback(_giving_back.discard)
+
+
+# An event loop keeps no strong reference to its tasks.
+_giving_back: set[asyncio.Future[None]] = set()
 
 
 def pool_of(connect: Callable[[], Connection[Any]], size: int, timeout: float) -> tuple[ConnectionPool[Any], LastError]:
@@ -204,13 +249,13 @@ def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connect
 
     kwargs: dict[str, Any] = {}
     if conninfo is None:
-        if not isinstance(config.pool.conninfo, str):
+        if callable(config.pool.conninfo) or callable(config.pool.kwargs):
             raise ConfigError(
-                "`pool` makes its conninfo anew each time: pass `writer_connect`, so that background writers can "
-                "connect as well",
+                "`pool` makes its conninfo or kwargs anew each time: pass `writer_connect`, so that background "
+                "writers can connect as well",
                 field="writer_connect",
             )
-        conninfo = config.pool.conninfo
+        conninfo = check_conninfo(config.pool.conninfo, "pool")
         # Options of the pool's connections that concern rows and cursors mean nothing to ours.
         kwargs = {
             key: value

@@ -7,9 +7,9 @@ from struct import Struct
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor
+from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor, adapters
 from psycopg.abc import Buffer
-from psycopg.adapt import Loader
+from psycopg.adapt import AdaptersMap, Dumper, Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
@@ -35,17 +35,46 @@ class _Timestamp(Loader):
             return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
+class _JsonText(Dumper):
+    """Writes JSON text, which payloads are by now, as ``jsonb`` in COPY's binary format: version 1, then the text."""
+
+    format = Format.BINARY
+    oid = adapters.types["jsonb"].oid
+
+    def dump(self, obj: str) -> bytes:
+        return b"\x01" + obj.encode()
+
+
+_ADAPTERS = AdaptersMap(adapters)
+_ADAPTERS.register_loader("timestamptz", _Timestamp)
+_ADAPTERS.register_dumper(_JsonText, _JsonText)
+
+
+class _Cursor(RawCursor[Any]):
+    """A cursor with adapters of its own, whatever a caller's connection was taught."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS
+
+
+class _AsyncCursor(AsyncRawCursor[Any]):
+    """A cursor with adapters of its own, whatever a caller's connection was taught."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS
+
+
 def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
     """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
-    with RawCursor(connection, row_factory=tuple_row) as cursor:
+    with _Cursor(connection, row_factory=tuple_row) as cursor:
         try:
             statement = next(flow)
             while True:
                 try:
                     if isinstance(statement, Query):
-                        if statement.reads:
-                            _read_times_in_utc(cursor)
-                        cursor.execute(statement.sql.encode(), statement.params)
+                        cursor.execute(statement.sql.encode(), statement.params, binary=True)
                         rows = cursor.fetchall() if statement.reads and cursor.description else []
                         result = Result(rows, cursor.rowcount)
                     else:
@@ -62,15 +91,13 @@ def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
 
 async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Place) -> T:
     """Drive ``flow`` over ``connection``; the caller answers for the transaction around it."""
-    async with AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
+    async with _AsyncCursor(connection, row_factory=tuple_row) as cursor:
         try:
             statement = next(flow)
             while True:
                 try:
                     if isinstance(statement, Query):
-                        if statement.reads:
-                            _read_times_in_utc(cursor)
-                        await cursor.execute(statement.sql.encode(), statement.params)
+                        await cursor.execute(statement.sql.encode(), statement.params, binary=True)
                         rows = await cursor.fetchall() if statement.reads and cursor.description else []
                         result = Result(rows, cursor.rowcount)
                     else:
@@ -85,21 +112,17 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
             return done.value  # type: ignore[no-any-return]
 
 
-def _read_times_in_utc(cursor: RawCursor[Any] | AsyncRawCursor[Any]) -> None:
-    # On the cursor, so that a caller's connection keeps its own adapters.
-    cursor.format = Format.BINARY
-    cursor.adapters.register_loader("timestamptz", _Timestamp)
-
-
-def _copy(cursor: RawCursor[Any], statement: Copy) -> Result:
+def _copy(cursor: _Cursor, statement: Copy) -> Result:
     with cursor.copy(statement.sql.encode()) as copy:
+        copy.set_types(statement.types)
         for row in statement.rows:
             copy.write_row(row)
     return Result([], cursor.rowcount)
 
 
-async def _copy_async(cursor: AsyncRawCursor[Any], statement: Copy) -> Result:
+async def _copy_async(cursor: _AsyncCursor, statement: Copy) -> Result:
     async with cursor.copy(statement.sql.encode()) as copy:
+        copy.set_types(statement.types)
         for row in statement.rows:
             await copy.write_row(row)
     return Result([], cursor.rowcount)

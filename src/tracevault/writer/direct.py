@@ -13,22 +13,22 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from tracevault.errors import DriverError, OutcomeUnknownError
+from tracevault.errors import DriverError, DuplicateIdError, OutcomeUnknownError, TracevaultError
 from tracevault.flows import Flow
-from tracevault.postgres.failures import Place, from_psycopg, outcome_unknown
+from tracevault.postgres.failures import Place, is_broken, outcome_unknown, translated
 from tracevault.postgres.pool import LastError, borrow, borrow_async, lent, lent_async
 from tracevault.postgres.run import run, run_async
+from tracevault.writer.limit import Watch
 
 T = TypeVar("T")
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.1
-# The server gives up on a statement at `timeout`; only if it does not answer at all do we, this much later.
-_GRACE = 0.5
+# The server gives up on a statement at `timeout`, and says so; only if it does not do we, this much later.
+_GRACE = 0.25
 
 
 class Write(NamedTuple):
@@ -41,31 +41,47 @@ class Write(NamedTuple):
 
 
 class _Attempts:
-    """The clock and the memory of one write: what happened, whether to go on, and how to report it."""
+    """The clock of one write or read, and whether there is time for another attempt."""
+
+    def __init__(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
+        self._pause = 0.0
+
+    def left(self) -> float:
+        return max(0.001, self._deadline - time.monotonic())
+
+    def overdue(self) -> bool:
+        return time.monotonic() >= self._deadline + _GRACE
+
+    def next_pause(self) -> float | None:
+        """Seconds to wait before another attempt, or None if time is up."""
+        # Short, since a restarted server leaves a whole pool of dead connections, to be met one by one.
+        pause, self._pause = self._pause, min(max(_FIRST_PAUSE, self._pause * 2), _LONGEST_PAUSE)
+        return pause if time.monotonic() + pause < self._deadline else None
+
+
+class _WriteAttempts(_Attempts):
+    """And its memory: whether an earlier attempt may have stored the event."""
 
     def __init__(self, write: Write, timeout: float) -> None:
-        self.write = write
-        self.deadline = time.monotonic() + timeout
-        self.unknown: OutcomeUnknownError | None = None
-        self.pause = 0.0
+        super().__init__(timeout)
+        self._write = write
+        self._unknown: OutcomeUnknownError | None = None
 
     @property
     def replay(self) -> bool:
-        return self.unknown is not None
+        return self._unknown is not None
 
-    def left(self) -> float:
-        return max(0.001, self.deadline - time.monotonic())
-
-    def failed(self, error: DriverError, *, broken: bool) -> None:
-        """Note a failed attempt; raise if it is the last one."""
-        if broken:
-            self.unknown = outcome_unknown(error, self.write.id, self.write.place)
-        if not broken or time.monotonic() + self.pause >= self.deadline:
-            raise self.unknown or error
-
-    def next_pause(self) -> float:
-        # Short, since a restarted server leaves a whole pool of dead connections, to be met one by one.
-        pause, self.pause = self.pause, min(max(_FIRST_PAUSE, self.pause * 2), _LONGEST_PAUSE)
+    def pause_after(self, error: TracevaultError, *, broken: bool) -> float:
+        """Note a failed attempt; raise what the caller is to know if it was the last one."""
+        if isinstance(error, DuplicateIdError):
+            raise error
+        pause = None
+        if broken and isinstance(error, DriverError):
+            self._unknown = outcome_unknown(error, self._write.id, self._write.place)
+            pause = self.next_pause()
+        if pause is None:
+            raise self._unknown or error
         return pause
 
 
@@ -74,117 +90,132 @@ class _Attempts:
 
 def store(pool: ConnectionPool[Any], last: LastError, write: Write, timeout: float) -> None:
     """Carry out ``write`` on a connection of ``pool`` within ``timeout`` seconds."""
-    attempts = _Attempts(write, timeout)
+    attempts = _WriteAttempts(write, timeout)
     while True:
         connection = None
         try:
             connection = borrow(pool, last, write.place, attempts.left())
+            watch = Watch(connection, attempts.overdue)
             flow = write.flow(attempts.replay)
             if connection.autocommit and not write.needs_transaction(attempts.replay):
                 run(connection, flow, write.place)
             else:
-                with _atomic(connection, write.place, needed=True):
+                with atomic(connection, write.place, needed=True):
                     run(connection, flow, write.place)
             return
-        except DriverError as error:
+        except TracevaultError as error:
             failure = error
-            broken = connection is not None and connection.closed
+            broken = connection is not None and is_broken(connection, error)
         finally:
             if connection is not None:
+                watch.end()
                 pool.putconn(connection)
-        attempts.failed(failure, broken=broken)
-        time.sleep(attempts.next_pause())
+        time.sleep(attempts.pause_after(failure, broken=broken))
 
 
 async def store_async(pool: AsyncConnectionPool[Any], last: LastError, write: Write, timeout: float) -> None:
-    """Carry out ``write`` on a connection of ``pool`` within ``timeout`` seconds."""
-    attempts = _Attempts(write, timeout)
+    """Carry out ``write`` on a connection of ``pool`` within ``timeout`` seconds.
+
+    To be run in a task of its own: a pool that is cancelled while it takes a connection back forgets it.
+    """
+    attempts = _WriteAttempts(write, timeout)
     while True:
         connection = None
         try:
-            async with asyncio.timeout(attempts.left() + _GRACE):
-                connection = await borrow_async(pool, last, write.place, attempts.left())
-                flow = write.flow(attempts.replay)
-                if connection.autocommit and not write.needs_transaction(attempts.replay):
+            connection = await borrow_async(pool, last, write.place, attempts.left())
+            watch = Watch(connection, attempts.overdue)
+            flow = write.flow(attempts.replay)
+            if connection.autocommit and not write.needs_transaction(attempts.replay):
+                await run_async(connection, flow, write.place)
+            else:
+                async with atomic_async(connection, write.place, needed=True):
                     await run_async(connection, flow, write.place)
-                else:
-                    async with _atomic_async(connection, write.place, needed=True):
-                        await run_async(connection, flow, write.place)
             return
-        except TimeoutError:
-            broken = True
-            failure = DriverError(f"{write.place}: no answer from the server", transient=True)
-        except DriverError as error:
+        except TracevaultError as error:
             failure = error
-            broken = connection is not None and connection.closed
+            broken = connection is not None and is_broken(connection, error)
         finally:
             if connection is not None:
+                await watch.end_async()
                 await pool.putconn(connection)
-        attempts.failed(failure, broken=broken)
-        await asyncio.sleep(attempts.next_pause())
+        await asyncio.sleep(attempts.pause_after(failure, broken=broken))
 
 
 @contextmanager
-def _atomic(connection: Connection[Any], place: Place, *, needed: bool = False) -> Iterator[None]:
+def atomic(connection: Connection[Any], place: Place, *, needed: bool = False) -> Iterator[None]:
     """Wrap a transaction of ours around the block, if ``needed`` or if the pool's connections open one anyway."""
     if connection.autocommit and not needed:
         yield
         return
-    try:
-        with connection.transaction():
-            yield
-    except psycopg.Error as error:  # of BEGIN or COMMIT; those of a flow are ours already
-        failure = from_psycopg(error, place)
-    else:
-        return
-    raise failure
+    with translated(place), connection.transaction():
+        yield
 
 
 @asynccontextmanager
-async def _atomic_async(connection: AsyncConnection[Any], place: Place, *, needed: bool = False) -> AsyncIterator[None]:
+async def atomic_async(connection: AsyncConnection[Any], place: Place, *, needed: bool = False) -> AsyncIterator[None]:
     """Wrap a transaction of ours around the block, if ``needed`` or if the pool's connections open one anyway."""
     if connection.autocommit and not needed:
         yield
         return
-    try:
+    with translated(place):
         async with connection.transaction():
             yield
-    except psycopg.Error as error:
-        failure = from_psycopg(error, place)
-    else:
-        return
-    raise failure
 
 
 def read(
-    pool: ConnectionPool[Any], last: LastError, flow: Callable[[], Flow[T]], place: Place, timeout: float
+    pool: ConnectionPool[Any],
+    last: LastError,
+    flow: Callable[[], Flow[T]],
+    place: Place,
+    timeout: float,
+    *,
+    bounded: bool = False,
 ) -> T:
-    """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died."""
-    deadline = time.monotonic() + timeout
+    """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died.
+
+    The wait for the answer is limited only if ``bounded``.
+    """
+    attempts = _Attempts(timeout)
     while True:
         started = flow()  # checks its arguments before anything is connected
-        with lent(pool, last, place, max(0.001, deadline - time.monotonic())) as connection:
+        with lent(pool, last, place, attempts.left()) as connection:
+            watch = Watch(connection, attempts.overdue) if bounded else None
             try:
-                with _atomic(connection, place):
+                with atomic(connection, place):
                     return run(connection, started, place)
-            except DriverError:
-                if not connection.closed or time.monotonic() > deadline:
+            except DriverError as error:
+                pause = attempts.next_pause() if is_broken(connection, error) else None
+                if pause is None:
                     raise
-        time.sleep(_FIRST_PAUSE)
+            finally:
+                if watch is not None:
+                    watch.end()
+        time.sleep(pause)
 
 
 async def read_async(
-    pool: AsyncConnectionPool[Any], last: LastError, flow: Callable[[], Flow[T]], place: Place, timeout: float
+    pool: AsyncConnectionPool[Any],
+    last: LastError,
+    flow: Callable[[], Flow[T]],
+    place: Place,
+    timeout: float,
+    *,
+    bounded: bool = False,
 ) -> T:
-    """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died."""
-    deadline = time.monotonic() + timeout
+    """Like `read`, on an async pool."""
+    attempts = _Attempts(timeout)
     while True:
         started = flow()
-        async with lent_async(pool, last, place, max(0.001, deadline - time.monotonic())) as connection:
+        async with lent_async(pool, last, place, attempts.left()) as connection:
+            watch = Watch(connection, attempts.overdue) if bounded else None
             try:
-                async with _atomic_async(connection, place):
+                async with atomic_async(connection, place):
                     return await run_async(connection, started, place)
-            except DriverError:
-                if not connection.closed or time.monotonic() > deadline:
+            except DriverError as error:
+                pause = attempts.next_pause() if is_broken(connection, error) else None
+                if pause is None:
                     raise
-        await asyncio.sleep(_FIRST_PAUSE)
+            finally:
+                if watch is not None:
+                    await watch.end_async()
+        await asyncio.sleep(pause)

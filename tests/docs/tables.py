@@ -1,0 +1,254 @@
+"""Tables of the documentation that derive from the code. ``python -m tests.docs.tables`` writes them anew.
+
+In the Markdown each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from tests.docs.pages import PAGES, name
+from tracevault import TracevaultError, errors
+from tracevault.cli.group import tracevault as command_line
+from tracevault.config import Config, option_docs
+from tracevault.event import event
+from tracevault.event.record import BY_NAME, COLUMNS
+from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, Filter
+from tracevault.schema.indexes import INDEXES
+
+_MARKED = re.compile(r"(?P<begin><!-- table: (?P<name>[\w -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+_MODULES = re.compile(r"(\w+\.)+")
+_EXACTLY = re.compile(r"^(\w+) is exactly this: (.*)$")
+
+# Which question an index answers cannot be read off its keys alone. A new index needs a line here.
+_SERVES = {
+    "occurred_at": "no filter; `since`, `until`; whatever has no index of its own",
+    "event": "`event`",
+    "event_prefix": "your own SQL: `event LIKE 'user.%'`",
+    "actor": "`actor_id`, with or without `actor_type`",
+    "target": "`target_id`, with or without `target_type`",
+    "correlation_occurred_id": "`correlation_id`",
+    "request": "`request_id`",
+    "outcome_occurred": "`outcome`",
+    "error_code_occurred": "`error_code`",
+    "severity_occurred": "`severity`, `severities`",
+    "errors": "`errors_only`",
+    "tenant": "your own SQL: `tenant_id = ...`",
+    "trace": "your own SQL: `trace_id = ...`",
+    "stored": "nothing yet; readers that will follow the log",
+}
+
+
+def table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table; a ``|`` in a cell is escaped."""
+    lines = [list(headers)]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def options() -> str:
+    kinds = get_type_hints(Config)
+    return table(
+        ("Option", "Type", "Default", "Meaning"),
+        ((f"`{doc.name}`", _type(kinds[doc.name]), _default(doc.default), doc.help) for doc in option_docs()),
+    )
+
+
+def _default(shown: str) -> str:
+    return shown if shown == "required" else f"`{shown}`"
+
+
+def _type(kind: Any) -> str:
+    """Return a type as a reader of the table wants it: no modules, choices as themselves, None left out."""
+    parts = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
+    texts = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            texts += [f'`"{choice}"`' for choice in get_args(part)]
+        else:
+            text = part.__name__ if isinstance(part, type) else str(part)
+            texts.append("`" + _MODULES.sub("", text) + "`")
+    return ", ".join(texts)
+
+
+def filters() -> str:
+    return table(
+        ("Filter", "Value", "Finds events for which"),
+        (
+            (f"`{key}`", _value(key, spec), _EXACTLY.sub(r"`\1` is exactly this (\2)", spec.help))
+            for key, spec in FIND_FILTERS.items()
+            if spec.sql is not None
+        ),
+    )
+
+
+def paging() -> str:
+    return table(
+        ("Argument", "Value", "Meaning"),
+        ((f"`{key}`", _value(key, spec), spec.help) for key, spec in FIND_FILTERS.items() if spec.sql is None),
+    )
+
+
+def _value(key: str, spec: Filter) -> str:
+    match spec.kind:
+        case "text" | "event":
+            return f"text, 1–{spec.limit} characters"
+        case "choice":
+            return ", ".join(f'`"{choice}"`' for choice in spec.choices)
+        case "list":
+            return f"list of text, 1–{spec.limit} characters each"
+        case "flag":
+            return "`True` (`False`: as if left out)"
+        case "time":
+            return "aware `datetime`, `date`, or ISO 8601 text with an offset"
+        case "number":
+            return f"1–{MAX_LIMIT}" if key == "limit" else "0 or more"
+
+
+def fields() -> str:
+    """Return the fields of an event, with the docstrings that stand under them in ``event.py``."""
+    found: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(inspect.getsource(event)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for line, after in zip(node.body, node.body[1:], strict=False):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(after, ast.Expr):
+                kind = ast.unparse(line.annotation).removesuffix(" | None").replace("Identity", "Mapping")
+                found[line.target.id] = (kind.replace("Mode", "str"), _text(ast.literal_eval(after.value)))
+    order = ["event", "data", "before", "after", *(key for key in found if key not in {"event", "data"})]
+    return table(
+        ("Field", "Type", "Meaning"),
+        ((f"`{key}`", f"`{found[key][0]}`", _purpose(key, found[key][1])) for key in dict.fromkeys(order)),
+    )
+
+
+def _purpose(key: str, text: str) -> str:
+    """Put a column's help before a text that says nothing but limits."""
+    return f"{_sentence(BY_NAME[key].column.help)} {text}" if text[0].isdigit() else text
+
+
+def columns() -> str:
+    rows = []
+    for key, column, nullable in COLUMNS:
+        made = "`emit`"
+        if column.default is not None:
+            made = f"PostgreSQL: `{column.default}`"
+        if column.generated is not None:
+            made = "PostgreSQL, from `data`"
+        rows.append(
+            (
+                f"`{key}`",
+                f"`{column.sql_type.replace('timestamp with time zone', 'timestamptz')}`",
+                "" if nullable else "not null",
+                "" if column.limit is None else str(column.limit),
+                made,
+                column.help,
+                "yes" if column.since <= 3 else "no",
+            )
+        )
+    return table(("Column", "Type", "", "Most characters", "Set by", "Meaning", "In 1.0.1"), rows)
+
+
+def indexes() -> str:
+    rows = [
+        (
+            f"`{index.name('audit_logs')}`",
+            f"`({', '.join(index.columns)})`" + (f" where `{index.where}`" if index.where else ""),
+            _SERVES[index.suffix],
+        )
+        for index in INDEXES
+    ]
+    return table(("Index", "Keys", "Serves"), [("`audit_logs_pkey`", "`(id)`", "`find_by_id`; unique ids"), *rows])
+
+
+def error_tree() -> str:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TracevaultError)]
+    return table(
+        ("Error", "Is a", "Meaning"),
+        ((f"`{kind.__name__}`", f"`{kind.__mro__[1].__name__}`", _text(inspect.getdoc(kind) or "")) for kind in kinds),
+    )
+
+
+def _text(docstring: str) -> str:
+    return docstring.replace("``", "`")
+
+
+def commands() -> str:
+    return table(
+        ("Command", "What it does"),
+        (
+            (f"[`tracevault {key}`](#{key})", _text((command.help or "").split("\n\n")[0]))
+            for key, command in command_line.commands.items()
+        ),
+    )
+
+
+def command_help(command: click.Command) -> Callable[[], str]:
+    """Return a function that returns what ``--help`` says of a command, as Markdown."""
+
+    def text() -> str:
+        usage = " ".join(["tracevault", str(command.name), *command.collect_usage_pieces(click.Context(command))])
+        rows = [_option(command, option) for option in command.params if isinstance(option, click.Option)]
+        parts = [f"`{usage}`", _text(inspect.cleandoc(command.help or ""))]
+        if rows:
+            parts.append(table(("Option", "Value", "Meaning"), rows).rstrip())
+        return "\n\n".join(parts) + "\n"
+
+    return text
+
+
+def _option(command: click.Command, option: click.Option) -> tuple[str, str, str]:
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    takes = "" if option.is_flag else f"`{option.make_metavar(click.Context(command)).strip('[]')}`"
+    meaning = _text(option.help or "")
+    if option.show_default:
+        defaults: Any = [option.default] if isinstance(option.default, str) else option.default
+        meaning = f"{meaning.removesuffix('.')}; default: {', '.join(f'`{default}`' for default in defaults)}"
+    return names, takes, meaning
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "options": options,
+    "filters": filters,
+    "paging": paging,
+    "fields": fields,
+    "columns": columns,
+    "indexes": indexes,
+    "errors": error_tree,
+    "commands": commands,
+    **{f"tracevault {key}": command_help(command) for key, command in command_line.commands.items()},
+}
+
+
+def rewritten(text: str) -> str:
+    """Return a page with its tables written anew; `KeyError` for one that nobody knows."""
+    return _MARKED.sub(lambda found: f"{found['begin']}\n{TABLES[found['name']]()}\n{found['end']}", text)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names of the tables on a page."""
+    return [found["name"] for found in _MARKED.finditer(text)]
+
+
+def main() -> None:
+    for page in PAGES:
+        before = page.read_text()
+        after = rewritten(before)
+        if after != before:
+            page.write_text(after)
+            print(f"wrote {name(page)}")
+
+
+if __name__ == "__main__":
+    main()
