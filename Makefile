@@ -1,5 +1,5 @@
 # Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
-.PHONY: demo test lint bench sql clean
+.PHONY: demo test lint bench docs sql clean
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -18,6 +18,9 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready  ## ratios against plain psycopg, measured in one run
 	$(PYTHON) benchmarks/run.py
+
+docs: $(VENV)/ready  ## write the tables of README and docs anew from their source
+	$(PYTHON) -m tests.docs.tables
 
 sql: $(VENV)/ready  ## write the SQL files of the package anew from their source
 	$(PYTHON) -c 'from tracevault.schema.ddl import write_sql_files; write_sql_files()'
