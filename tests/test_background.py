@@ -219,6 +219,24 @@ def test_neighbours_of_refused_records_are_stored(face: OpenVault, ready_dsn: st
     assert undelivered(vault.close) == (2, 0)
 
 
+def test_a_record_that_a_trigger_passes_over_is_lost(face: OpenVault, ready_dsn: str) -> None:
+    rows(
+        ready_dsn,
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN IF starts_with(NEW.event, 'bad') THEN RETURN NULL; END IF; RETURN NEW; END $$",
+    )
+    rows(ready_dsn, "CREATE TRIGGER skip BEFORE INSERT ON audit_logs FOR EACH ROW EXECUTE FUNCTION skip()")
+    lost: Lost = []
+    vault = open_vault(face, ready_dsn, on_error=lambda *args: lost.append(args))
+    names = [f"{'bad' if number in (0, 17, 39) else 'fine'}{number}" for number in range(40)]
+    with locked(ready_dsn):
+        for name in names:
+            vault.emit(name)
+    assert undelivered(vault.flush) == (3, 0)
+    assert events(ready_dsn) == [name for name in names if name.startswith("fine")]
+    assert [record.event for _, record in lost] == ["bad0", "bad17", "bad39"]
+
+
 @pytest.mark.parametrize("fault", [ValueError, SystemExit])
 def test_an_on_error_that_fails(
     fault: type[BaseException], face: OpenVault, ready_dsn: str, caplog: pytest.LogCaptureFixture

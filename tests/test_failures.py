@@ -205,7 +205,9 @@ def test_whose_fault_it_is() -> None:
     assert all(is_record_refused(ours(kind)) for kind in refused)
     assert not any(is_record_refused(ours(kind)) for kind in others)
     assert is_record_refused(DuplicateIdError("taken", id=uuid4()))
-    assert is_record_refused(DriverError("found by us: kept out by what is there", sqlstate="42501"))
+    assert is_record_refused(DriverError("found by us: the id is taken", sqlstate="42501"))
+    assert is_record_refused(DriverError("found by us: a trigger keeps it out"))
+    assert not is_record_refused(DriverError("no thread, no memory", transient=True))
     # No partition for it is the operator's to mend, and the record waits for that.
     assert not is_record_refused(ours(errors.CheckViolation, 'no partition of relation "audit_logs" found for row'))
     # And of what is no error of a write, no record is to blame.

@@ -78,11 +78,11 @@ def is_record_refused(error: Exception) -> bool:
     if not isinstance(error, DriverError):
         return isinstance(error, DuplicateIdError)
     state, cause = error.sqlstate, error.__cause__
+    if cause is None:
+        return not error.transient  # Found by us, not by PostgreSQL: something in the database keeps the row out.
     if state is None:
         # psycopg could not say it. Anything else without a code is not the record's fault.
         return isinstance(cause, psycopg.DataError)
-    if cause is None:
-        return True  # Found by us, not by PostgreSQL: the row is kept out by what is there already.
     if state == "23514" and "no partition" in str(error):
         return False
     return state[:2] in _RECORD_CLASSES or state in _RECORD_CODES

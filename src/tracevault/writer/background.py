@@ -236,7 +236,9 @@ class BackgroundWriter:
             if self._connection is None:
                 self._connection = self._connect()
             connected = True
-            atomic = self._connection.transaction() if needs_transaction(batch, replay=replay) else nullcontext()
+            # All or nothing, so that what is refused can be told apart from what is stored.
+            several = len(batch) > 1 or needs_transaction(batch, replay=replay)
+            atomic = self._connection.transaction() if several else nullcontext()
             watch = Watch(
                 self._connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time())
             )
