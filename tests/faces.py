@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,7 +25,7 @@ class Face:
 
     def _call(self, target: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         result = getattr(target, name)(*args, **kwargs)
-        return result if self._runner is None else self._runner.run(result)
+        return self._runner.run(result) if self._runner is not None and inspect.iscoroutine(result) else result
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._call(self.vault, name, *args, **kwargs)

@@ -54,7 +54,8 @@ def open_vault(face: OpenVault, dsn: str, **more: Any) -> Face:
 
 
 def events(dsn: str, table: str = "audit_logs") -> list[str]:
-    return [row[0] for row in rows(dsn, f"SELECT event FROM {table} ORDER BY ctid")]
+    # The order of reading; in which order batches are stored, nobody promises.
+    return [row[0] for row in rows(dsn, f"SELECT event FROM {table} ORDER BY occurred_at, id")]
 
 
 @contextmanager
@@ -191,7 +192,7 @@ def test_a_refused_record_goes_to_on_error(face: OpenVault, ready_dsn: str) -> N
     assert (error.sqlstate, error.transient) == ("P0001", False)
     assert "`audit_logs`" in str(error)
     assert threads[0] is not threading.main_thread()
-    assert threads[0].name == "tracevault-writer"
+    assert threads[0].name.startswith("tracevault-writer-")
     stored = vault.query.find_by_id(good.id)
     assert record.id == receipt.id
     for column in AuditRecord.__slots__:
@@ -213,7 +214,7 @@ def test_neighbours_of_refused_records_are_stored(face: OpenVault, ready_dsn: st
             vault.emit(name)
     assert undelivered(vault.flush) == (5, 0)
     assert events(ready_dsn) == [name for name in names if name.startswith("fine")]
-    assert [record.event for _, record in lost] == [name for name in names if name.startswith("bad")]
+    assert {record.event for _, record in lost} == {name for name in names if name.startswith("bad")}
     vault.emit("bad")
     vault.emit("bad")
     assert undelivered(vault.close) == (2, 0)
@@ -234,7 +235,7 @@ def test_a_record_that_a_trigger_passes_over_is_lost(face: OpenVault, ready_dsn:
             vault.emit(name)
     assert undelivered(vault.flush) == (3, 0)
     assert events(ready_dsn) == [name for name in names if name.startswith("fine")]
-    assert [record.event for _, record in lost] == ["bad0", "bad17", "bad39"]
+    assert sorted(record.event for _, record in lost) == ["bad0", "bad17", "bad39"]
 
 
 @pytest.mark.parametrize("fault", [ValueError, SystemExit])
@@ -488,7 +489,7 @@ def test_close_with_a_locked_table(timeout: float, face: OpenVault, ready_dsn: s
         vault.close()
         with pytest.raises(TracevaultError, match="closed"):
             vault.emit("late")
-        assert [record.id for _, record in lost] == [receipt.id for receipt in receipts]
+        assert sorted(record.id for _, record in lost) == sorted(receipt.id for receipt in receipts)
         assert {type(error) for error, _ in lost} == {DriverError}  # of which none is uncertain
     assert events(ready_dsn) == ["a"]
     assert events(ready_dsn, "audit_user_events") == ["u"]
@@ -623,7 +624,7 @@ def test_emit_from_several_threads(face: OpenVault, ready_dsn: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         receipts = [id_ for ids in pool.map(emit, range(8)) for id_ in ids]
     vault.flush()
-    stored = rows(ready_dsn, "SELECT id, event FROM audit_logs ORDER BY ctid")
+    stored = rows(ready_dsn, "SELECT id, event FROM audit_logs ORDER BY occurred_at, id")
     assert sorted(row[0] for row in stored) == sorted(receipts)
     for thread in range(8):
         mine = [int(event.split()[1]) for _, event in stored if event.startswith(f"{thread} ")]

@@ -162,7 +162,7 @@ def test_a_pool_full_of_dead_connections(face: OpenVault, ready_dsn: str) -> Non
 
 
 def fill(vault: Face, dsn: str) -> None:
-    """Make the vault open ten connections: ten emits that wait for one lock."""
+    """Make the vault open ten connections: ten batches that wait for one lock."""
     raw = vault.vault
     with ThreadPoolExecutor(11) as pool, psycopg.connect(dsn) as lock:
         lock.execute("LOCK TABLE audit_logs IN SHARE MODE")
@@ -170,12 +170,12 @@ def fill(vault: Face, dsn: str) -> None:
         if vault.kind == "async":
 
             async def emits() -> None:
-                await asyncio.gather(*(raw.emit("a") for _ in range(10)))
+                await asyncio.gather(*(raw.emit_many(["a"]) for _ in range(10)))
 
             assert vault._runner is not None
             vault._runner.run(emits())
         else:
-            list(pool.map(lambda _: raw.emit("a"), range(10)))
+            list(pool.map(lambda _: raw.emit_many(["a"]), range(10)))
         unlocking.result()
 
 

@@ -21,7 +21,8 @@ EXAMPLES = [
     errors.MigrationError("not ours"),
     errors.DuplicateIdError("taken", id=ID),
     errors.QueueFullError("full"),
-    errors.UndeliveredError("lost", lost=3, pending=1),
+    errors.SpoolError("no room"),
+    errors.UndeliveredError("lost", lost=3, pending=1, spooled=2),
 ]
 
 

@@ -17,10 +17,11 @@ from tests.conftest import rows
 from tests.faces import Face, OpenVault
 from tracevault import DriverError, DuplicateIdError, MigrationError, OutcomeUnknownError, TracevaultError
 from tracevault.postgres.failures import (
+    Failure,
     Place,
+    failure_of,
     from_pool,
     from_psycopg,
-    is_record_refused,
     is_transient,
     outcome_unknown,
 )
@@ -192,27 +193,39 @@ def test_whose_fault_it_is() -> None:
         errors.RaiseException,
         psycopg.DataError,  # psycopg itself cannot say it to the server
     )
-    others: tuple[type[psycopg.Error], ...] = (
-        errors.UndefinedTable,
-        errors.InsufficientPrivilege,
-        errors.QueryCanceled,
-        errors.AdminShutdown,
-        errors.LockNotAvailable,
-        psycopg.OperationalError,
-        psycopg.InterfaceError,
-        psycopg.InternalError,
-    )
-    assert all(is_record_refused(ours(kind)) for kind in refused)
-    assert not any(is_record_refused(ours(kind)) for kind in others)
-    assert is_record_refused(DuplicateIdError("taken", id=uuid4()))
-    assert is_record_refused(DriverError("found by us: the id is taken", sqlstate="42501"))
-    assert is_record_refused(DriverError("found by us: a trigger keeps it out"))
-    assert not is_record_refused(DriverError("no thread, no memory", transient=True))
+    others: dict[type[psycopg.Error], Failure] = {
+        errors.UndefinedTable: Failure.OPERATOR,
+        errors.UndefinedColumn: Failure.OPERATOR,
+        errors.DatatypeMismatch: Failure.OPERATOR,
+        errors.InsufficientPrivilege: Failure.OPERATOR,
+        errors.InvalidPassword: Failure.OPERATOR,
+        errors.InvalidCatalogName: Failure.OPERATOR,
+        errors.InvalidSchemaName: Failure.OPERATOR,
+        errors.QueryCanceled: Failure.SLOW,
+        errors.InvalidSqlStatementName: Failure.SESSION,
+        errors.DuplicatePreparedStatement: Failure.SESSION,
+        errors.InFailedSqlTransaction: Failure.SESSION,
+        errors.AdminShutdown: Failure.TRANSIENT,
+        errors.DiskFull: Failure.TRANSIENT,
+        errors.ReadOnlySqlTransaction: Failure.TRANSIENT,
+        errors.LockNotAvailable: Failure.TRANSIENT,
+        errors.InternalError_: Failure.TRANSIENT,
+        psycopg.OperationalError: Failure.TRANSIENT,
+        psycopg.InterfaceError: Failure.TRANSIENT,
+        psycopg.InternalError: Failure.TRANSIENT,
+    }
+    assert all(failure_of(ours(kind)) is Failure.REFUSED for kind in refused)
+    assert {kind: failure_of(ours(kind)) for kind in others} == others
+    assert failure_of(DuplicateIdError("taken", id=uuid4())) is Failure.REFUSED
+    assert failure_of(DriverError("found by us: the id is taken", sqlstate="42501")) is Failure.REFUSED
+    assert failure_of(DriverError("found by us: a trigger keeps it out")) is Failure.REFUSED
+    assert failure_of(DriverError("no thread, no memory", transient=True)) is Failure.TRANSIENT
     # No partition for it is the operator's to mend, and the record waits for that.
-    assert not is_record_refused(ours(errors.CheckViolation, 'no partition of relation "audit_logs" found for row'))
+    missing = ours(errors.CheckViolation, 'no partition of relation "audit_logs" found for row')
+    assert failure_of(missing) is Failure.OPERATOR
     # And of what is no error of a write, no record is to blame.
-    assert not is_record_refused(TracevaultError("closed"))
-    assert not is_record_refused(ValueError())
+    assert failure_of(TracevaultError("closed")) is Failure.TRANSIENT
+    assert failure_of(ValueError()) is Failure.TRANSIENT
 
 
 def test_a_long_message_is_cut() -> None:

@@ -16,6 +16,7 @@ from tracevault.errors import (
     MigrationError,
     OutcomeUnknownError,
     QueueFullError,
+    SpoolError,
     TracevaultError,
     UndeliveredError,
     ValidationError,
@@ -41,6 +42,7 @@ from tracevault.vault import (
     Tracevault,
     start_tracevault,
 )
+from tracevault.writer.stats import Stats
 
 __all__ = [
     "DEFAULT_MASK_VALUE",
@@ -61,6 +63,8 @@ __all__ = [
     "QueueFullError",
     "Receipt",
     "Scope",
+    "SpoolError",
+    "Stats",
     "Target",
     "Tracevault",
     "TracevaultError",

@@ -95,6 +95,18 @@ class Config:
         '`"block"`: `emit` waits up to `timeout`, then `QueueFullError`; `"raise"`: `QueueFullError` at once; '
         '`"drop_newest"`: the new record is lost, and counted',
     )
+    spool: str | os.PathLike[str] | None = _option(
+        None, "a folder that keeps async records until PostgreSQL has them: they survive the process, and outages"
+    )
+    durability: Literal["os", "fsync"] = _option(
+        "os",
+        '`"os"`: a spooled record is with the operating system, and on the disk within 25 ms; `"fsync"`: `emit` '
+        "returns when it is on the disk",
+    )
+    on_unavailable: Literal["raise", "spool"] = _option(
+        "raise", '`"spool"`: a sync `emit` that cannot reach the database keeps the event in the spool'
+    )
+    spool_quota_bytes: int = _option(2**30, "most bytes of a process's spool file; then `on_full` decides")
     writer_connect: Callable[[], Any] | None = _option(
         None,
         "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
@@ -312,6 +324,8 @@ def _check_choices(config: Config) -> None:
     for name, choices in (
         ("default_mode", ("sync", "async")),
         ("on_full", ("block", "raise", "drop_newest")),
+        ("durability", ("os", "fsync")),
+        ("on_unavailable", ("raise", "spool")),
     ):
         value = getattr(config, name)
         if not isinstance(value, str) or value not in choices:
@@ -336,6 +350,7 @@ def _check_numbers(config: Config) -> None:
         ("async_batch_size", 1, 65_536),
         ("max_event_bytes", 1, MAX_EVENT_BYTES),
         ("max_queue", 1, 2**31),
+        ("spool_quota_bytes", 2**20, 2**43),
     ):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -350,6 +365,16 @@ def _check_numbers(config: Config) -> None:
                 f"`{name}` must be a number from {least_seconds:g} to {most_seconds:,}, got {_shown(value)}",
                 field=name,
             )
+
+
+def _check_spool(config: Config) -> None:
+    if config.spool is None:
+        if config.on_unavailable == "spool":
+            raise ConfigError('`on_unavailable="spool"` needs `spool`, the folder', field="on_unavailable")
+        return
+    if not isinstance(config.spool, (str, os.PathLike)) or not os.fspath(config.spool):
+        raise ConfigError(f"`spool` must be the path of a folder, got {_shown(config.spool)}", field="spool")
+    _set(config, "spool", os.path.abspath(os.path.expanduser(os.fspath(config.spool))))
 
 
 def _set(config: Config, name: str, value: object) -> None:
@@ -368,5 +393,6 @@ _CHECKS = cast(
         _check_choices,
         _check_callables,
         _check_numbers,
+        _check_spool,
     ),
 )

@@ -20,7 +20,14 @@ from psycopg import Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from tracevault.config import Config
-from tracevault.errors import ConfigError, TracevaultError, UndeliveredError, ValidationError
+from tracevault.errors import (
+    ConfigError,
+    DriverError,
+    OutcomeUnknownError,
+    TracevaultError,
+    UndeliveredError,
+    ValidationError,
+)
 from tracevault.event.mask import masked_names
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings
@@ -39,15 +46,18 @@ from tracevault.postgres.pool import (
     lent_async,
     make_pool,
     pool_of,
+    target_of,
     writer_connect,
 )
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, read, read_async, store, store_async
+from tracevault.writer.stats import Stats
 
 _log = logging.getLogger("tracevault")
 
 T = TypeVar("T")
+Stored = Literal["database", "transaction", "spool", "memory", "dropped"]
 Pool = tuple[ConnectionPool[Any], LastError]
 AsyncPool = tuple[AsyncConnectionPool[Any], LastError]
 
@@ -93,12 +103,42 @@ class _Engine:
         self._embedded: dict[str, Embedded] = {}
         self._embedded_lock = Lock()
         self._connect: Callable[[], Connection[Any]]
-        self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect))
+        self._target: str | None = None
+        self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
+        self._direct = 0  # sync emits that are being written without the writer
 
     @property
     def writer(self) -> BackgroundWriter:
         """The background writer of this process."""
         return self._writers.get()
+
+    def stats(self) -> Stats:
+        return self.writer.stats()
+
+    def _set_writer(self, conninfo: str | None) -> None:
+        """Note how background writers connect, and where to."""
+        self._connect = writer_connect(self.config, conninfo)
+        self._target = target_of(conninfo if conninfo is not None else self.config.pool.conninfo)
+
+    def _alone(self) -> bool:
+        """Whether no other sync emit is under way: then a write of its own is quickest, else a common one is."""
+        return self._direct == 0 and not self.writer.sync_busy
+
+    def _saved(self, scope: str, table: str, prepared: Prepared, error: DriverError) -> bool:
+        """Keep an event in the spool that could not be stored, if the options say so and waiting can help."""
+        if self.config.on_unavailable != "spool" or not error.transient:
+            return False
+        try:
+            self.writer.keep(scope, table, prepared, in_doubt=isinstance(error, OutcomeUnknownError))
+        except TracevaultError as failure:
+            _log.error("an event that could not be stored could not be spooled either: %s", failure)
+            return False
+        return True
+
+    def _count_failure(self, error: BaseException, events: int = 1) -> None:
+        """Note how sync events ended that were not stored."""
+        unknown = isinstance(error, OutcomeUnknownError) or not isinstance(error, TracevaultError)
+        self.writer.counters.add(in_flight=-events, **{"unknown" if unknown else "raised": events})
 
     def check_open(self) -> None:
         if self.state != "open":
@@ -206,7 +246,7 @@ class AsyncEngine(_Engine):
     async def _start(self) -> None:
         config, timeout = self.config, self.config.timeout
         write, read_from = await asyncio.to_thread(self.resolve)
-        self._connect = writer_connect(config, write)
+        self._set_writer(write)
         if config.pool is not None:
             self._write = (config.pool, LastError())
             self._read = (config.read_pool or config.pool, LastError())
@@ -234,6 +274,46 @@ class AsyncEngine(_Engine):
     def _at_home(self) -> bool:
         """Whether this is the event loop that the async pools belong to."""
         return asyncio.get_running_loop() is self._loop and os.getpid() == self._pid
+
+    async def emit(self, scope: str, table: str, prepared: Prepared, place: Place) -> Stored:
+        """Store one event by its mode, and return where it is."""
+        writer = self.writer
+        writer.counters.add(emitted=1)
+        if prepared.mode == "async":
+            try:
+                return await writer.put_async(scope, table, prepared)
+            except TracevaultError:
+                writer.counters.add(refused=1)
+                raise
+        writer.counters.add(in_flight=1)
+        try:
+            if self._alone():
+                self._direct += 1
+                try:
+                    await self.store(self.write_one(table, prepared, place))
+                finally:
+                    self._direct -= 1
+            else:
+                await writer.store_async(scope, table, prepared, place)
+        except BaseException as error:
+            if isinstance(error, DriverError) and self._saved(scope, table, prepared, error):
+                writer.counters.add(in_flight=-1)
+                return "spool"
+            self._count_failure(error)
+            raise
+        writer.counters.add(in_flight=-1, delivered=1)
+        return "database"
+
+    async def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
+        """Store a batch, or nothing of it."""
+        counters = self.writer.counters
+        counters.add(emitted=len(batch), in_flight=len(batch))
+        try:
+            await self.store(self.write_many(table, batch, place))
+        except BaseException as error:
+            self._count_failure(error, len(batch))
+            raise
+        counters.add(in_flight=-len(batch), delivered=len(batch))
 
     async def store(self, write: Write) -> None:
         if self._at_home():
@@ -378,7 +458,7 @@ class BlockingEngine(_Engine):
     def start(self) -> None:
         try:
             self._write_to, self._read_from = self.resolve()
-            self._connect = writer_connect(self.config, self._write_to)
+            self._set_writer(self._write_to)
             if self.config.ensure_schema:
                 self._ensure_schema()
             self._pools.get()
@@ -408,6 +488,46 @@ class BlockingEngine(_Engine):
         assert self._write_to is not None
         with connect_once(self._write_to, self.config.timeout, _START) as connection:
             ensure_schema(connection, tables)
+
+    def emit(self, scope: str, table: str, prepared: Prepared, place: Place) -> Stored:
+        """Store one event by its mode, and return where it is."""
+        writer = self.writer
+        writer.counters.add(emitted=1)
+        if prepared.mode == "async":
+            try:
+                return writer.put(scope, table, prepared)
+            except TracevaultError:
+                writer.counters.add(refused=1)
+                raise
+        writer.counters.add(in_flight=1)
+        try:
+            if self._alone():
+                self._direct += 1
+                try:
+                    self.store(self.write_one(table, prepared, place))
+                finally:
+                    self._direct -= 1
+            else:
+                writer.store(scope, table, prepared, place)
+        except BaseException as error:
+            if isinstance(error, DriverError) and self._saved(scope, table, prepared, error):
+                writer.counters.add(in_flight=-1)
+                return "spool"
+            self._count_failure(error)
+            raise
+        writer.counters.add(in_flight=-1, delivered=1)
+        return "database"
+
+    def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
+        """Store a batch, or nothing of it."""
+        counters = self.writer.counters
+        counters.add(emitted=len(batch), in_flight=len(batch))
+        try:
+            self.store(self.write_many(table, batch, place))
+        except BaseException as error:
+            self._count_failure(error, len(batch))
+            raise
+        counters.add(in_flight=-len(batch), delivered=len(batch))
 
     def store(self, write: Write) -> None:
         store(*self._pools.get()[0], write, self.config.timeout)

@@ -10,7 +10,8 @@
     ├── MigrationError       the table is not ours, or not ready
     ├── DuplicateIdError     this id is taken by another event                .id
     ├── QueueFullError       the async queue is full and ``on_full`` is strict
-    └── UndeliveredError     flush or close leave records behind              .lost .pending
+    ├── SpoolError           the spool cannot be used
+    └── UndeliveredError     flush or close leave records behind              .lost .spooled .pending
 
 A message names the field in back quotes, the rule, the offending value (shortened to 64 characters, never
 one below a masked key) and what to do. PostgreSQL's DETAIL, which can quote a row, and passwords are in no
@@ -58,13 +59,17 @@ class DriverError(TracevaultError):
 
     ``sqlstate`` is PostgreSQL's five characters, or None where it gave none. ``transient`` is True where
     trying again later can help (connection failures, deadlocks, a full disk), False where somebody has to
-    change something first. The cause is chained, without the parts that can quote a row.
+    change something first. ``row`` is the place of the refused event in a batch, counted from 0, where
+    PostgreSQL says it. The cause is chained, without the parts that can quote a row.
     """
 
-    def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
+    def __init__(
+        self, message: str, *, sqlstate: str | None = None, transient: bool = False, row: int | None = None
+    ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.transient = transient
+        self.row = row
 
 
 class OutcomeUnknownError(DriverError):
@@ -92,17 +97,24 @@ class DuplicateIdError(TracevaultError):
 
 
 class QueueFullError(TracevaultError):
-    """The queue of async events is full: at once with ``on_full="raise"``, after ``timeout`` with "block"."""
+    """The queue, or the spool, is full: at once with ``on_full="raise"``, after ``timeout`` with "block"."""
+
+
+class SpoolError(TracevaultError):
+    """The spool's folder or file cannot be used: a right is missing, the disk fails. The event was not kept."""
 
 
 class UndeliveredError(TracevaultError):
     """``flush()`` or ``close()`` ended with records that are not in the database.
 
-    ``lost`` counts those that never will be, since the last report: each was given to ``on_error``, or dropped
-    as ``on_full="drop_newest"`` asked. ``pending`` counts those still waiting when time ran out.
+    ``lost`` counts those that were not stored and will not be by themselves, since the last report: each was
+    given to ``on_error``, or dropped as ``on_full="drop_newest"`` asked; with a spool the refused ones are kept
+    there as dead letters. ``spooled`` counts those that wait in the spool, and ``pending`` those that wait in
+    memory alone, when time ran out.
     """
 
-    def __init__(self, message: str, *, lost: int = 0, pending: int = 0) -> None:
+    def __init__(self, message: str, *, lost: int = 0, pending: int = 0, spooled: int = 0) -> None:
         super().__init__(message)
         self.lost = lost
         self.pending = pending
+        self.spooled = spooled

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 
 from tracevault.config import Config, config_from
-from tracevault.engine import AsyncEngine, BlockingEngine
+from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
 from tracevault.event.event import AuditEvent, DiffFields, EventFields
 from tracevault.event.prepare import Prepared, Settings, prepare, prepare_diff
@@ -28,8 +28,8 @@ from tracevault.flows.write import insert, insert_many, needs_transaction, savep
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
 from tracevault.schema.filters import CountFilters, FindFilters
-from tracevault.writer.buffer import Entry
 from tracevault.writer.direct import atomic, atomic_async
+from tracevault.writer.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,11 +39,12 @@ class Receipt(NamedTuple):
     """What `emit` returns: the event's id, and where the event is now.
 
     ``database``: committed. ``transaction``: in the caller's transaction, and committed or not with it.
-    ``memory``: queued for the background writer. ``dropped``: lost, as ``on_full="drop_newest"`` asked.
+    ``spool``: on this machine, and it will be stored. ``memory``: queued for the background writers. ``dropped``:
+    lost, as ``on_full="drop_newest"`` asked.
     """
 
     id: UUID
-    stored: Literal["database", "transaction", "memory", "dropped"]
+    stored: Stored
 
 
 def _takes_options_of(
@@ -188,7 +189,7 @@ class AsyncScope:
             return await self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
-            await self._engine.store(self._engine.write_many(self.table, batch, self._place))
+            await self._engine.emit_many(self.table, batch, self._place)
         return [Receipt(prepared.id, "database") for prepared in batch]
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -212,28 +213,42 @@ class AsyncScope:
             return (await self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint))[0]
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         prepared = prepare_event(event, fields, engine.settings)
-        if prepared.mode == "async":
-            kept = await engine.writer.put_async(Entry(self.name, self.table, prepared))
-            return Receipt(prepared.id, "memory" if kept else "dropped")
-        await engine.store(engine.write_one(self.table, prepared, self._place))
-        return Receipt(prepared.id, "database")
+        return Receipt(prepared.id, await engine.emit(self.name, self.table, prepared, self._place))
 
     async def _emit_on(
         self,
         connection: AsyncConnection[Any],
-        flow: Flow[None],
+        flow: Flow[Any],
         batch: Sequence[Prepared],
         allow_autocommit: bool,
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, AsyncConnection, allow_autocommit=allow_autocommit)
+        counters = self._engine.writer.counters
+        counters.add(emitted=len(batch))
+        try:
+            await self._write_on(connection, flow, batch, inside=inside, savepoint=savepoint)
+        except BaseException:
+            counters.add(raised=len(batch))
+            raise
+        counters.add(delivered=len(batch))
+        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+
+    async def _write_on(
+        self,
+        connection: AsyncConnection[Any],
+        flow: Flow[Any],
+        batch: Sequence[Prepared],
+        *,
+        inside: bool,
+        savepoint: bool,
+    ) -> None:
         several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
         if batch and inside:
             await run_async(connection, savepointed(flow) if savepoint or several else flow, self._place)
         elif batch:
             async with atomic_async(connection, self._place, needed=several):
                 await run_async(connection, flow, self._place)
-        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 
 class AsyncTracevault(AsyncScope):
@@ -290,6 +305,10 @@ class AsyncTracevault(AsyncScope):
         Raises `UndeliveredError` if records were lost. May be called again, and from several places at once.
         """
         await self._engine.close(timeout)
+
+    def stats(self) -> Stats:
+        """Return what the vault has done in this process, and what waits. Reads no database."""
+        return self._engine.stats()
 
     async def healthcheck(self) -> bool:
         """Whether both the write and the read connection answer now; False once closed. Never raises."""
@@ -382,7 +401,7 @@ class Scope:
             return self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
-            self._engine.store(self._engine.write_many(self.table, batch, self._place))
+            self._engine.emit_many(self.table, batch, self._place)
         return [Receipt(prepared.id, "database") for prepared in batch]
 
     def flush(self, timeout: float | None = None) -> None:
@@ -406,28 +425,42 @@ class Scope:
             return self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint)[0]
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         prepared = prepare_event(event, fields, engine.settings)
-        if prepared.mode == "async":
-            kept = engine.writer.put(Entry(self.name, self.table, prepared))
-            return Receipt(prepared.id, "memory" if kept else "dropped")
-        engine.store(engine.write_one(self.table, prepared, self._place))
-        return Receipt(prepared.id, "database")
+        return Receipt(prepared.id, engine.emit(self.name, self.table, prepared, self._place))
 
     def _emit_on(
         self,
         connection: Connection[Any],
-        flow: Flow[None],
+        flow: Flow[Any],
         batch: Sequence[Prepared],
         allow_autocommit: bool,
         savepoint: bool,
     ) -> list[Receipt]:
         inside = _check_connection(connection, Connection, allow_autocommit=allow_autocommit)
+        counters = self._engine.writer.counters
+        counters.add(emitted=len(batch))
+        try:
+            self._write_on(connection, flow, batch, inside=inside, savepoint=savepoint)
+        except BaseException:
+            counters.add(raised=len(batch))
+            raise
+        counters.add(delivered=len(batch))
+        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+
+    def _write_on(
+        self,
+        connection: Connection[Any],
+        flow: Flow[Any],
+        batch: Sequence[Prepared],
+        *,
+        inside: bool,
+        savepoint: bool,
+    ) -> None:
         several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
         if batch and inside:
             run(connection, savepointed(flow) if savepoint or several else flow, self._place)
         elif batch:
             with atomic(connection, self._place, needed=several):
                 run(connection, flow, self._place)
-        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 
 class Tracevault(Scope):
@@ -470,6 +503,10 @@ class Tracevault(Scope):
     def close(self, timeout: float | None = None) -> None:
         """Like `AsyncTracevault.close`."""
         self._engine.close(timeout)
+
+    def stats(self) -> Stats:
+        """Like `AsyncTracevault.stats`."""
+        return self._engine.stats()
 
     def healthcheck(self) -> bool:
         """Like `AsyncTracevault.healthcheck`."""

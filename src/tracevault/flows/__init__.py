@@ -20,11 +20,10 @@ class Query(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """One ``COPY ... FROM STDIN (FORMAT binary)``, its columns' types, and its rows."""
+    """One ``COPY ... FROM STDIN (FORMAT binary)``, and the bytes of its stream."""
 
     sql: str
-    types: tuple[str, ...]
-    rows: Iterable[tuple[Any, ...]]
+    stream: Iterable[bytes]
 
 
 class Result(NamedTuple):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from tracevault.errors import DriverError, DuplicateIdError
+from tracevault.event.binary import copy_stream, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import BY_NAME, INSERT_COLUMNS
 from tracevault.flows import Copy, Flow, Query
@@ -16,7 +18,6 @@ COPY_FROM = 8
 ROWS_PER_INSERT = 1000
 
 _COLUMNS = ", ".join(INSERT_COLUMNS)
-_TYPES = tuple(BY_NAME[name].column.sql_type for name in INSERT_COLUMNS)
 # How it was written is not what was said: a retry in another mode is the same event.
 _CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
 
@@ -53,28 +54,50 @@ def _kept_out(table: str) -> DriverError:
     )
 
 
-def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) -> Flow[None]:
-    """Store a batch: by COPY where no id can be taken yet, else by INSERT.
+def insert_many(
+    table: str, batch: Sequence[Prepared], *, replay: bool = False, encoded: Iterable[bytes] | None = None
+) -> Flow[int]:
+    """Store a batch: by COPY where no id can be taken yet, else by INSERT. Return how many were there already.
 
-    ``replay``: an earlier attempt may have stored some or all of it. Where `needs_transaction` says so, the
-    caller makes it one transaction.
+    ``replay``: an earlier attempt may have stored some or all of it. ``encoded``: the rows as `encode_row` returns
+    them, if they are at hand. Where `needs_transaction` says so, the caller makes it one transaction.
     """
     taken = needs_transaction(batch, replay=replay)
     if len(batch) >= COPY_FROM and not taken:
+        if encoded is None:
+            encoded = (encode_row(prepared.row) for prepared in batch)
         sql = f'COPY "{table}" ({_COLUMNS}) FROM STDIN (FORMAT binary)'
-        result = yield Copy(sql, _TYPES, (prepared.row for prepared in batch))
+        result = yield Copy(sql, copy_stream(encoded))
         if result.touched < len(batch):
             raise _kept_out(table)
-        return
+        return 0
+    found = 0
     for chunk in _chunks(batch):
         values = tuple(value for prepared in chunk for value in prepared.row)
         result = yield Query(insert_sql(table, len(chunk), taken=taken), values, reads=False)
         if result.touched < len(chunk):
             if not taken:
                 raise _kept_out(table)
+            found += len(chunk) - result.touched
             for prepared in chunk:
                 if prepared.given_id or not replay:
                     yield from confirm_same(table, prepared)
+            if replay:
+                yield from _confirm_present(table, [prepared for prepared in chunk if not prepared.given_id])
+    return found
+
+
+def _confirm_present(table: str, batch: Sequence[Prepared]) -> Flow[None]:
+    """Make sure of replayed records that an INSERT passed over: their ids are there, or something refuses them."""
+    allowed = yield Query("SELECT has_table_privilege(to_regclass(quote_ident($1))::oid, 'SELECT')", (table,))
+    if not batch or not allowed.rows[0][0]:
+        return  # a role that only inserts cannot look; it was its own id that was taken
+    found = yield Query(f'SELECT id FROM "{table}" WHERE id = ANY($1)', ([prepared.id for prepared in batch],))
+    present = {row[0] for row in found.rows}
+    for prepared in batch:
+        if prepared.id not in present:
+            # A unique index of the user's own kept it out: say it again, to hear which.
+            yield from insert(table, prepared)
 
 
 def needs_transaction(batch: Sequence[Prepared], *, replay: bool = False) -> bool:
@@ -120,7 +143,7 @@ def confirm_same(table: str, prepared: Prepared) -> Flow[None]:
         )
 
 
-def savepointed(flow: Flow[None]) -> Flow[None]:
+def savepointed(flow: Flow[Any]) -> Flow[None]:
     """Run ``flow`` inside a savepoint, so that a refusal leaves the caller's transaction alive."""
     yield Query("SAVEPOINT tracevault")
     try:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +23,10 @@ _TRANSIENT_CODES = frozenset({"25006", "40001", "40003", "40P01", "55P03"})
 # The record itself is refused, and always would be.
 _RECORD_CLASSES = ("22", "23")
 _RECORD_CODES = frozenset({"54000", "P0001"})
+# The session is not what we think it is: a pooler gave us another one, a statement or transaction was lost.
+_SESSION_CODES = frozenset({"26000", "42P05", "25P01", "25P02"})
+# Role, database, schema, table, column or right are missing, or are not what the statement needs.
+_OPERATOR_CLASSES = ("28", "3D", "3F", "42")
 # The server ends the session, and has perhaps said so before the socket is closed.
 _SESSION_ENDED = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05"})
 
@@ -40,6 +45,8 @@ _ADVICE = {
     "57014": "it took longer than `timeout`: is the table locked, or the server overloaded?",
     "25P02": "the transaction has failed already: roll it back",
 }
+# Where the server says which row of a COPY it refused. In every language the number stands there.
+_COPY_LINE = re.compile(r"^COPY [^,\n]+, \D*(\d+)", re.MULTILINE)
 # What libpq asks the reader; we ask it ourselves, once.
 _LIBPQ_QUESTION = re.compile(r" Is the server running [^?]*\?")
 # libpq reports why a connection failed in words alone. English ones, since that is what servers speak by default.
@@ -73,19 +80,36 @@ def is_transient(sqlstate: str | None) -> bool:
     return sqlstate is not None and (sqlstate[:2] in _TRANSIENT_CLASSES or sqlstate in _TRANSIENT_CODES)
 
 
-def is_record_refused(error: Exception) -> bool:
-    """Whether the database refused the record itself, so that no other record is concerned."""
+class Failure(Enum):
+    """What a failed write calls for."""
+
+    TRANSIENT = "try again, ever less often"
+    SESSION = "try again at once, in a new session"
+    SLOW = "try again with less"
+    OPERATOR = "somebody has to change something: keep everything, and look from time to time"
+    REFUSED = "the record itself is refused, and always would be; no other one is concerned"
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what ``error`` calls for. What is not known is transient: nothing is dropped from ignorance."""
     if not isinstance(error, DriverError):
-        return isinstance(error, DuplicateIdError)
+        return Failure.REFUSED if isinstance(error, DuplicateIdError) else Failure.TRANSIENT
     state, cause = error.sqlstate, error.__cause__
     if cause is None:
-        return not error.transient  # Found by us, not by PostgreSQL: something in the database keeps the row out.
+        # Found by us, not by PostgreSQL: something in the database keeps the row out.
+        return Failure.TRANSIENT if error.transient else Failure.REFUSED
     if state is None:
         # psycopg could not say it. Anything else without a code is not the record's fault.
-        return isinstance(cause, psycopg.DataError)
+        return Failure.REFUSED if isinstance(cause, psycopg.DataError) else Failure.TRANSIENT
+    if state == "57014":
+        return Failure.SLOW
+    if state in _SESSION_CODES or (state == "0A000" and "cached plan" in str(error)):
+        return Failure.SESSION
     if state == "23514" and "no partition" in str(error):
-        return False
-    return state[:2] in _RECORD_CLASSES or state in _RECORD_CODES
+        return Failure.OPERATOR
+    if state[:2] in _RECORD_CLASSES or state in _RECORD_CODES:
+        return Failure.REFUSED
+    return Failure.OPERATOR if state[:2] in _OPERATOR_CLASSES else Failure.TRANSIENT
 
 
 def is_broken(connection: Connection[Any] | AsyncConnection[Any], error: TracevaultError) -> bool:
@@ -108,7 +132,9 @@ def from_psycopg(error: psycopg.Error, place: Place) -> DriverError:
     elif connection_failed:
         message += "; is the server up, and the address right?"
     transient = connection_failed or is_transient(sqlstate)
-    driver_error = DriverError(message, sqlstate=sqlstate, transient=transient)
+    line = _COPY_LINE.search(error.diag.context or "")
+    row = int(line[1]) - 1 if line else None
+    driver_error = DriverError(message, sqlstate=sqlstate, transient=transient, row=row)
     driver_error.__cause__ = clean
     return driver_error
 

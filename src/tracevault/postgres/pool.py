@@ -61,6 +61,14 @@ def conninfo_for(value: str, timeout: float) -> str:
     return make_conninfo(value, **{key: text for key, text in defaults.items() if key not in given})
 
 
+def target_of(conninfo: Any) -> str | None:
+    """Return which database ``conninfo`` names, without user and password; None if only a function knows."""
+    if not isinstance(conninfo, str):
+        return None
+    parts = conninfo_to_dict(conninfo)
+    return " ".join(f"{key}={parts[key]}" for key in ("host", "hostaddr", "port", "dbname", "service") if key in parts)
+
+
 class LastError:
     """Remembers why a pool last failed to connect; the pool itself says only that time ran out."""
 

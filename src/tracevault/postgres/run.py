@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor, adapters
 from psycopg.abc import Buffer
-from psycopg.adapt import AdaptersMap, Dumper, Loader
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
@@ -35,19 +35,8 @@ class _Timestamp(Loader):
             return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
-class _JsonText(Dumper):
-    """Writes JSON text, which payloads are by now, as ``jsonb`` in COPY's binary format: version 1, then the text."""
-
-    format = Format.BINARY
-    oid = adapters.types["jsonb"].oid
-
-    def dump(self, obj: str) -> bytes:
-        return b"\x01" + obj.encode()
-
-
 _ADAPTERS = AdaptersMap(adapters)
 _ADAPTERS.register_loader("timestamptz", _Timestamp)
-_ADAPTERS.register_dumper(_JsonText, _JsonText)
 
 
 class _Cursor(RawCursor[Any]):
@@ -114,15 +103,13 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
 
 def _copy(cursor: _Cursor, statement: Copy) -> Result:
     with cursor.copy(statement.sql.encode()) as copy:
-        copy.set_types(statement.types)
-        for row in statement.rows:
-            copy.write_row(row)
+        for piece in statement.stream:
+            copy.write(piece)
     return Result([], cursor.rowcount)
 
 
 async def _copy_async(cursor: _AsyncCursor, statement: Copy) -> Result:
     async with cursor.copy(statement.sql.encode()) as copy:
-        copy.set_types(statement.types)
-        for row in statement.rows:
-            await copy.write_row(row)
+        for piece in statement.stream:
+            await copy.write(piece)
     return Result([], cursor.rowcount)

@@ -1,7 +1,8 @@
-"""Async emits: one plain thread stores them, those of each scope in order, on a blocking connection of its own.
+"""The background writers of a vault: up to four plain threads that store async records and concurrent sync emits.
 
-A record that the database refuses is given to ``on_error``, alone; its neighbours are stored. Any other
-failure is not the records' fault: they wait, and the thread tries again until it succeeds or the vault closes.
+Each has a blocking connection of its own, opened when it is needed. There is no lingering: a batch goes as soon as
+a writer is idle, and grows only while all are busy. What becomes of a batch that fails is decided by
+`failure_of`; records are kept unless the database refuses them for what they are.
 """
 
 from __future__ import annotations
@@ -15,86 +16,178 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from threading import Lock, Thread, current_thread
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import Connection
 
 from tracevault.config import Config
-from tracevault.errors import DriverError, QueueFullError, TracevaultError, UndeliveredError
+from tracevault.errors import (
+    DriverError,
+    QueueFullError,
+    SpoolError,
+    TracevaultError,
+    UndeliveredError,
+)
+from tracevault.event.binary import encode_row
 from tracevault.event.prepare import Prepared, unstored_record
+from tracevault.event.record import INSERT_COLUMNS
 from tracevault.flows.write import insert_many, needs_transaction
-from tracevault.postgres.failures import Place, from_psycopg, is_broken, is_record_refused, outcome_unknown
+from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown
 from tracevault.postgres.run import run
-from tracevault.writer.buffer import Buffer, Entry, Lane
+from tracevault.writer.adoption import SpoolFolder
 from tracevault.writer.limit import Watch
+from tracevault.writer.queue import Item, Lane, Queue
+from tracevault.writer.spool import SpoolFile, SpoolFullError
+from tracevault.writer.stats import Counters, Stats
+from tracevault.writer.upkeep import Spool
+from tracevault.writer.waiter import LoopWaiter, Waiter, finish_all
 
 _log = logging.getLogger("tracevault")
 
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 5.0
+Where = Literal["memory", "spool", "dropped"]
+
+MAX_WRITERS = 4
+# So many where a commit is quick: more would only compete for the processor. Measured, see `_CommitCost`.
+_QUICK_WRITERS = 2
+_SLOW_COMMIT = 0.002
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 30.0
+# While somebody waits for a sync emit, the pauses stay this short.
+_SYNC_PAUSE = 0.1
+# Seconds after which a paused lane is looked at again.
+PROBE_INTERVAL = 5.0
+# So many records refused with the same code, and none accepted in between: it is not the records' fault.
+_REFUSALS_IN_A_ROW = 3
 # The server gives up on a statement at `timeout`, and says so; only if it does not do we, this much later.
 _GRACE = 0.25
-# An interpreter that exits without close() waits this long for what is queued.
+# An interpreter that exits without close() waits this long for what is queued, and close() so long for threads.
 _EXIT_SECONDS = 2.0
-# And close() so long for a thread that was told to give up.
 _LAST_SECONDS = 2.0
 # Of which scopes without trouble of their own, held up by another one, have so much for their records.
 _LAST_CHANCE = 1.0
-_STATEMENT_TIMEOUT = "57014"
 
 
 class BackgroundWriter:
-    """The queue of a vault's async records and the thread that stores them; started with the first record."""
+    """The queue of a vault, its spool, and the threads that store what is in them; started when needed."""
 
-    def __init__(self, config: Config, connect: Callable[[], Connection[Any]]) -> None:
+    def __init__(self, config: Config, connect: Callable[[], Connection[Any]], target: str | None = None) -> None:
         self._config = config
         self._connect = connect
-        self._buffer = Buffer(config.max_queue, config.async_batch_size, config.async_flush_interval_ms / 1000)
-        self._start_lock = Lock()
-        self._thread: Thread | None = None
+        self._queue = Queue(config.max_queue, config.async_batch_size, config.async_flush_interval_ms / 1000)
+        self.counters = Counters()
+        self._lock = Lock()
+        self._threads: list[Thread] = []
         self._give_up_at: float | None = None
         self._dropping = False
-        self._count_lock = Lock()
-        self._lost = 0
         self._reported = 0
-        self._connection: Connection[Any] | None = None  # the thread's own
+        self._commit_cost = _CommitCost()
+        self.spool: Spool | None = None
+        if config.spool is not None:
+            folder = SpoolFolder(os.fspath(config.spool), quota=config.spool_quota_bytes, target=target)
+            self.spool = Spool(folder, self._adopt, self._queue.forget)
+            self.spool.start()
         # From now on, not from the first record on: callbacks that the application registers later run earlier.
         self._pid = os.getpid()
         atexit.register(self._at_exit)
 
-    # -- called by emit ------------------------------------------------------------------------------------
+    # -- async records -------------------------------------------------------------------------------------
 
-    def put(self, entry: Entry) -> bool:
-        """Queue a record; False if ``on_full="drop_newest"`` dropped it. May wait, see ``on_full``."""
-        self._start()
-        if self._buffer.offer(entry):
-            return self._kept()
-        if not self._may_wait():
-            return self._refuse()
-        deadline = time.monotonic() + self._config.timeout
-        while (left := deadline - time.monotonic()) > 0:
-            self._buffer.wait_room(left)
-            if self._buffer.offer(entry):
-                return True
-        raise self._full()
+    def put(self, scope: str, table: str, prepared: Prepared) -> Where:
+        """Keep a record, and return where: "memory", "spool" or "dropped". May wait, see ``on_full``."""
+        kept = self._offer(scope, table, prepared)
+        if kept is None and self._may_wait():
+            deadline = time.monotonic() + self._config.timeout
+            while kept is None and (left := deadline - time.monotonic()) > 0:
+                self._queue.wait_room(min(left, 0.1))
+                kept = self._offer(scope, table, prepared)
+        where, mark = kept or self._refuse()
+        if mark is not None and self._config.durability == "fsync":
+            self._spool_file().sync(mark)
+        return where
 
-    async def put_async(self, entry: Entry) -> bool:
-        """Queue a record from a coroutine: like `put`, and the event loop goes on meanwhile."""
-        self._start()
-        if self._buffer.offer(entry):
-            return self._kept()
-        if not self._may_wait():
-            return self._refuse()
-        if await self._wait_async(lambda: self._buffer.offer(entry), self._config.timeout):
-            return True
-        raise self._full()
+    async def put_async(self, scope: str, table: str, prepared: Prepared) -> Where:
+        """Keep a record from a coroutine: like `put`, and the event loop goes on meanwhile."""
+        kept = self._offer(scope, table, prepared)
+        if kept is None and self._may_wait():
+
+            def offered() -> bool:
+                nonlocal kept
+                kept = self._offer(scope, table, prepared)
+                return kept is not None
+
+            await self._wait_async(offered, self._config.timeout)
+        where, mark = kept or self._refuse()
+        if mark is not None and self._config.durability == "fsync":
+            await asyncio.to_thread(self._spool_file().sync, mark)
+        return where
+
+    def _offer(self, scope: str, table: str, prepared: Prepared) -> tuple[Where, int | None] | None:
+        """Take a record if there is room; return where it is, and its mark for `SpoolFile.sync`."""
+        if self.spool is not None:
+            try:
+                return "spool", self.keep(scope, table, prepared)
+            except SpoolFullError:
+                return None
+        if not self._queue.offer(self._queue.lane(scope, table), Item(prepared)):
+            return None
+        self._dropping = False
+        self._ensure_writer()
+        return "memory", None
+
+    def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> int:
+        """Append a record to the spool, and have it delivered."""
+        if self._queue.closed:
+            raise TracevaultError("the vault is closed; no further events are accepted")
+        item = Item(prepared, encode_row(prepared.row), in_doubt=in_doubt)
+        assert self.spool is not None
+        file = self._spool_file()
+        try:
+            mark = self._append(file, scope, table, item)
+        except SpoolFullError:
+            raise
+        except SpoolError:
+            self._set_aside(file)
+            mark = self._append(self._spool_file(), scope, table, item)
+        self._dropping = False
+        self.spool.appended()
+        self._ensure_writer()
+        return mark
+
+    def _append(self, file: SpoolFile, scope: str, table: str, item: Item) -> int:
+        lane = self._queue.lane(scope, table, spool=file)
+        assert item.encoded is not None
+        return file.append(
+            scope,
+            table,
+            item.prepared,
+            item.encoded,
+            in_doubt=item.in_doubt,
+            kept=lambda seq: self._queue.offer(lane, item, seq),
+        )
+
+    def _spool_file(self) -> SpoolFile:
+        assert self.spool is not None
+        return self.spool.own()
+
+    def _set_aside(self, file: SpoolFile) -> None:
+        """Go on without a file that is broken; what is in memory of it is kept in a new one."""
+        assert self.spool is not None
+        salvaged = [
+            (lane, item)
+            for lane in self._queue.lanes()
+            if lane.spool is file
+            for item in self._queue.waiting(lane, self._config.max_queue)
+        ]
+        self._queue.forget(file)
+        self.spool.replace(file)
+        for lane, item in salvaged:
+            self.keep(lane.scope, lane.table, item.prepared, in_doubt=True)
 
     async def _wait_async(self, reached: Callable[[], bool], timeout: float) -> bool:
-        """Wait until ``reached()``, looked at whenever the buffer changes; False if ``timeout`` seconds passed."""
+        """Wait until ``reached()``, looked at whenever the queue changes; False if ``timeout`` seconds passed."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         deadline = loop.time() + timeout
-        with self._buffer.listening(lambda: _wake(loop, changed)):
+        with self._queue.listening(lambda: _wake(loop, changed)):
             while not reached():
                 left = deadline - loop.time()
                 if left <= 0:
@@ -106,69 +199,466 @@ class BackgroundWriter:
         return True
 
     def _may_wait(self) -> bool:
-        # The writer's own thread, in on_error, would wait for itself.
-        return self._config.on_full == "block" and current_thread() is not self._thread
+        # A writer's own thread, in on_error, would wait for itself.
+        return self._config.on_full == "block" and current_thread() not in self._threads
 
-    def _kept(self) -> bool:
-        self._dropping = False
-        return True
-
-    def _refuse(self) -> bool:
+    def _refuse(self) -> tuple[Where, None]:
+        where = "the spool is full (`spool_quota_bytes`, or the disk)"
+        if self.spool is None:
+            where = f"{self._config.max_queue:,} async records wait to be stored (`max_queue`)"
         if self._config.on_full != "drop_newest":
-            raise self._full()
-        self._count_lost()
+            raise QueueFullError(
+                f"{where}: the database is slow or down; emit in sync mode to see why, or allow for more"
+            )
+        self.counters.add(dropped=1)
         if not self._dropping:
             self._dropping = True
-            _log.error("the queue of %d async records is full: new ones are dropped", self._config.max_queue)
-        return False
+            _log.error("%s: new ones are dropped", where)
+        return "dropped", None
 
-    def _full(self) -> QueueFullError:
-        return QueueFullError(
-            f"{self._config.max_queue:,} async records wait to be stored (`max_queue`): the database is slow or "
-            "down; emit in sync mode to see why, or raise `max_queue`"
-        )
+    # -- sync emits ----------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        if self._thread is not None:
+    @property
+    def sync_busy(self) -> bool:
+        """Whether sync emits are under way here, so that another one had better join them."""
+        return self._queue.sync_busy
+
+    def store(self, scope: str, table: str, prepared: Prepared, place: Place) -> None:
+        """Store a record with whatever else is to be stored, and return when it is."""
+        waiter = Waiter(time.monotonic() + self._config.timeout)
+        lane, item = self._enqueue(scope, table, prepared, waiter)
+        while not waiter.wait(waiter.deadline + _GRACE - time.monotonic()):
+            self._withdraw(lane, item, place)
+            waiter.deadline = time.monotonic() + 1.0  # a writer has it: it will end, and say how
+        if waiter.error is not None:
+            raise waiter.error
+
+    async def store_async(self, scope: str, table: str, prepared: Prepared, place: Place) -> None:
+        """Store a record with whatever else is to be stored; like `store`, and the event loop goes on meanwhile."""
+        waiter = LoopWaiter(time.monotonic() + self._config.timeout)
+        lane, item = self._enqueue(scope, table, prepared, waiter)
+        timer = waiter.loop.call_later(self._config.timeout + _GRACE, self._expire, lane, item, place)
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            item.waiter = Waiter(waiter.deadline)  # it is stored all the same, or not; nobody asks
+            raise
+        finally:
+            timer.cancel()
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _enqueue(self, scope: str, table: str, prepared: Prepared, waiter: Waiter) -> tuple[Lane, Item]:
+        lane, item = self._queue.lane(scope, table, sync=True), Item(prepared, waiter=waiter)
+        self._queue.offer(lane, item)
+        self._ensure_writer()
+        return lane, item
+
+    def _expire(self, lane: Lane, item: Item, place: Place) -> None:
+        waiter = item.waiter
+        assert isinstance(waiter, LoopWaiter)
+        try:
+            self._withdraw(lane, item, place)
+        except TracevaultError as error:
+            waiter.error = error
+            waiter.finish()
+
+    def _withdraw(self, lane: Lane, item: Item, place: Place) -> None:
+        """Give up on an item for which time has run out, unless a writer holds it just now."""
+        if not self._queue.withdraw(lane, item):
             return
-        with self._start_lock:
-            if self._thread is not None or self._buffer.closed:
+        error = lane.failure
+        if not isinstance(error, DriverError):
+            error = DriverError(
+                f"{place} failed: no background writer became free within {self._config.timeout:g} s; is the server "
+                "overloaded?",
+                transient=True,
+            )
+        raise outcome_unknown(error, item.prepared.id, place) if item.in_doubt else error
+
+    # -- threads -------------------------------------------------------------------------------------------
+
+    def _ensure_writer(self) -> None:
+        """Start a writer where something waits, none is idle, and another one would help."""
+        if not self._queue.wants_writer:
+            return
+        most = MAX_WRITERS if self._commit_cost.seconds > _SLOW_COMMIT else _QUICK_WRITERS
+        if len(self._threads) >= most:
+            return
+        with self._lock:
+            if len(self._threads) >= most or (self._queue.closed and self._threads):
                 return
-            thread = Thread(target=self._work, name="tracevault-writer", daemon=True)
+            number = len(self._threads) + 1
+            thread = Thread(target=self._work, name=f"tracevault-writer-{number}", daemon=True)
             started = False
             with suppress(RuntimeError):
                 thread.start()
                 started = True
-            if not started:
-                raise TracevaultError("no thread can be started any more to write async records: emit in sync mode")
-            self._thread = thread
+            if started:
+                self._threads.append(thread)
+            elif not self._threads:
+                raise TracevaultError("no thread can be started any more to write records: emit alone in sync mode")
+
+    def _adopt(self, file: SpoolFile) -> None:
+        """Have what another process left in ``file`` delivered."""
+        self.counters.add(adopted=file.depth)
+        for found in file.lanes():
+            if found.last:
+                lane = self._queue.lane(found.scope, found.table, spool=file)
+                lane.accepted = found.last
+        self._queue.resume()
+        with self._lock:
+            idle = not self._threads
+        if idle:
+            self._start_one()
+
+    def _start_one(self) -> None:
+        with self._lock:
+            if not self._threads and not self._queue.closed:
+                thread = Thread(target=self._work, name="tracevault-writer-1", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self) -> None:
+        session = _Session(self._connect)
+        while taken := self._queue.take():
+            lane, batch = taken
+            if batch:
+                self._deliver(session, lane, batch)
+            else:
+                self._load(lane)
+        session.close()
+
+    def _load(self, lane: Lane) -> None:
+        """Read the next records of ``lane`` back from its file."""
+        file = lane.spool
+        assert file is not None
+        most = min(4 * self._config.async_batch_size, self._config.max_queue)
+        own = self.spool is not None and self.spool.is_own(file)
+        try:
+            with file.mutex:  # so that nothing is appended between reading and saying how far it went
+                found = file.load(lane.scope, lane.table, lane.loaded, most)
+                items = [Item(one.prepared, one.encoded, in_doubt=one.in_doubt or not own) for one in found]
+                for item, one in zip(items, found, strict=True):
+                    item.number = one.seq
+                self._queue.fill(lane, items, last=lane.accepted if len(found) < most else None)
+        except Exception as error:  # noqa: BLE001 - a broken file must not end the thread
+            self._queue.fill(lane, [], last=lane.accepted)
+            if self._queue.closed:
+                return
+            _log.error("the spool file %s cannot be read: %s", file.path, error)
+            self._set_aside(file)
+
+    # -- delivery ------------------------------------------------------------------------------------------
+
+    def _deliver(self, session: _Session, lane: Lane, batch: list[Item]) -> None:
+        """Store ``batch``, or decide what becomes of it, and when the rest is tried again."""
+        place = Place("emit" if lane.sync else "storing async records", lane.scope, lane.table)
+        first, parts = batch[0].number, [batch]
+        done: list[Item] = []
+        woken: list[Waiter] = []
+        while parts:
+            part = self._without_expired(lane, parts.pop(), place, done, woken)
+            if not part:
+                continue
+            if not lane.sync and self._too_late(session, lane):
+                self._give_up(lane, part, place, done)
+                continue
+            failure, connected, certain = self._try(session, lane, part, place)
+            if failure is None:
+                self._delivered(lane, part, done, woken)
+                self._recovered(lane, place)
+                continue
+            if connected and not certain:
+                for item in part:
+                    item.in_doubt = True
+            kind = failure_of(failure)
+            if kind is Failure.REFUSED:
+                if self._split(lane, part, failure, place, parts, done, woken):
+                    continue
+                parts = [*parts, part] if part else parts
+            elif not lane.sync and self._too_late(session, lane):
+                self._give_up(lane, part, place, done, failure)
+                continue
+            elif lane.sync and (certain or not connected) and self._is_final(failure, kind, connected=connected):
+                self._fail(lane, part, failure, place, done, woken)
+                continue
+            else:
+                parts.append(part)
+                self._hold(lane, part, failure, kind, place)
+            break
+        rest = [item for part in reversed(parts) for item in part]
+        self._queue.settle(lane, first, done, rest)
+        finish_all(woken)
+
+    def _try(
+        self, session: _Session, lane: Lane, part: Sequence[Item], place: Place
+    ) -> tuple[TracevaultError | None, bool, bool]:
+        """Return why ``part`` could not be stored, whether anything was sent, and whether it certainly is not there."""
+        replay = any(item.in_doubt for item in part)
+        batch = [item.prepared for item in part]
+        late = self._out_of_time()
+        overdue_at = self._overdue_at(lane, part, late=late)
+        failure: TracevaultError
+        connected = certain = False
+        started = time.perf_counter()
+        try:
+            connection = session.open()
+            connected = True
+            # All or nothing, so that what is refused can be told apart from what is stored.
+            several = needs_transaction(batch, replay=replay)
+            watch = Watch(connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time()))
+            try:
+                with connection.transaction() if several else nullcontext():
+                    encoded = (item.encoded or encode_row(item.prepared.row) for item in part)
+                    found = run(connection, insert_many(lane.table, batch, replay=replay, encoded=encoded), place)
+            finally:
+                watch.end()
+        except psycopg.Error as error:  # of connecting, BEGIN or COMMIT; those of a flow are ours already
+            failure = from_psycopg(error, place)
+            certain = session.holds(failure)
+        except TracevaultError as error:
+            failure = error
+            certain = session.holds(error)
+        except Exception as error:  # noqa: BLE001 - whatever a caller's `writer_connect` raises; the thread must live on
+            if lane.failure is None:
+                _log.exception("%s failed unexpectedly", place)
+            failure = DriverError(f"{place} failed: {type(error).__name__}", transient=True)
+        else:
+            seconds = time.perf_counter() - started
+            self._commit_cost.note(len(part), seconds)
+            replayed = len(part) if replay else 0
+            self.counters.add(
+                batches=1, batch_rows=len(part), write_seconds=seconds, replayed=replayed, found=found if replay else 0
+            )
+            return None, True, True
+        if failure_of(failure) not in (Failure.REFUSED, Failure.SLOW):
+            # Whatever it was, a fresh session may be free of it: another server, other settings.
+            session.close()
+        return failure, connected, certain
+
+    def _overdue_at(self, lane: Lane, part: Sequence[Item], *, late: bool) -> float:
+        now = time.monotonic()
+        if late and not lane.sync:
+            return now + _LAST_CHANCE / 3
+        if not lane.sync:
+            return now + self._config.timeout + _GRACE
+        soonest = min(item.waiter.deadline for item in part if item.waiter is not None)
+        return max(soonest, now + _LAST_CHANCE / 3) + _GRACE
+
+    def _delivered(self, lane: Lane, part: Sequence[Item], done: list[Item], woken: list[Waiter]) -> None:
+        if lane.spool is not None:
+            self._forget(lane.spool, part)
+        done += part
+        woken += [item.waiter for item in part if item.waiter is not None]
+        if not lane.sync:  # else `emit` counts it
+            self.counters.add(delivered=len(part))
+        lane.refusals = (None, 0)
+
+    def _forget(self, file: SpoolFile, part: Sequence[Item]) -> None:
+        try:
+            file.delete([item.number for item in part])
+        except SpoolError as error:
+            # They are stored; whoever reads the file next finds that out.
+            if not self._queue.closed:
+                _log.error("%d stored records stay in the spool: %s", len(part), error)
+
+    def _split(
+        self,
+        lane: Lane,
+        part: list[Item],
+        failure: TracevaultError,
+        place: Place,
+        parts: list[list[Item]],
+        done: list[Item],
+        woken: list[Waiter],
+    ) -> bool:
+        """Find the refused record in ``part``; True if what is left of it can be tried at once."""
+        row = getattr(failure, "row", None)
+        if failure.__cause__ is None and len(part) > 1:
+            # Found by us after the statement: PostgreSQL has stored those that nothing kept out.
+            for item in part:
+                item.in_doubt = True
+        if len(part) > 1 and (row is None or row >= len(part)):
+            half = len(part) // 2
+            parts += [part[half:], part[:half]]
+            return True
+        index = row if row is not None and len(part) > 1 else 0
+        refused = part[index]
+        if lane.sync:
+            self._fail(lane, [refused], failure, place, done, woken)
+        else:
+            self._bury(lane, refused, failure, place)
+            done.append(refused)
+        del part[index]
+        code = getattr(failure, "sqlstate", None)
+        # Rows before the refused one passed every check.
+        in_a_row = 1 + (lane.refusals[1] if lane.refusals[0] == code and index == 0 else 0)
+        lane.refusals = (code, in_a_row)
+        if not lane.sync and in_a_row >= _REFUSALS_IN_A_ROW and failure.__cause__ is not None:
+            lane.refusals = (None, 0)
+            self._pause(lane, failure, place, f"{in_a_row} records in a row were refused")
+            return False
+        if part:
+            parts.append(part)
+        return True
+
+    def _bury(self, lane: Lane, item: Item, failure: TracevaultError, place: Place) -> None:
+        self.counters.add(dead=1, poison=1)
+        if lane.spool is not None:
+            try:
+                lane.spool.bury(item.number, getattr(failure, "sqlstate", None), str(failure))
+            except SpoolError as error:
+                _log.error("a refused record stays in the spool: %s", error)
+        self._tell_lost(lane, item, failure, "is a dead letter" if lane.spool is not None else "is lost")
+
+    def _tell_lost(self, lane: Lane, item: Item, reason: TracevaultError, fate: str) -> None:
+        try:
+            if self._config.on_error is None:
+                _log.error("async record %s (%s) %s: %s", item.prepared.id, lane.scope, fate, reason)
+            else:
+                self._config.on_error(reason, unstored_record(item.prepared))
+        except BaseException:  # noqa: BLE001 - the handler's fault, even SystemExit, must not cost other records
+            _log.exception("on_error itself failed")
+
+    def _fail(
+        self,
+        lane: Lane,
+        part: Sequence[Item],
+        failure: TracevaultError,
+        place: Place,
+        done: list[Item],
+        woken: list[Waiter],
+    ) -> None:
+        """Tell the callers of sync emits."""
+        for item in part:
+            assert item.waiter is not None
+            unknown = item.in_doubt and isinstance(failure, DriverError) and failure_of(failure) is not Failure.REFUSED
+            item.waiter.error = (
+                outcome_unknown(failure, item.prepared.id, place)
+                if unknown and isinstance(failure, DriverError)
+                else _own_copy(failure)
+            )
+            woken.append(item.waiter)
+        done += part
+
+    @staticmethod
+    def _is_final(failure: TracevaultError, kind: Failure, *, connected: bool) -> bool:
+        """Whether a sync emit is told at once: what is certain, and not worth another attempt within seconds."""
+        if not isinstance(failure, DriverError):
+            return True
+        if kind is Failure.SESSION:
+            return False
+        return connected or not failure.transient
+
+    def _without_expired(
+        self, lane: Lane, part: list[Item], place: Place, done: list[Item], woken: list[Waiter]
+    ) -> list[Item]:
+        if not lane.sync or lane.failure is None:
+            return part
+        now = time.monotonic()
+        expired = [item for item in part if item.waiter is not None and item.waiter.deadline <= now]
+        if expired:
+            self._fail(lane, expired, lane.failure, place, done, woken)
+            part = [item for item in part if item not in expired]
+        return part
+
+    def _hold(self, lane: Lane, part: Sequence[Item], failure: TracevaultError, kind: Failure, place: Place) -> None:
+        """Keep what is left, and say when to try again."""
+        self.counters.add(transient=1)
+        if kind is Failure.OPERATOR and not lane.sync:
+            self._pause(lane, failure, place, "it is paused")
+            return
+        if kind is Failure.SLOW and len(part) > 1:
+            lane.most = max(1, len(part) // 2)
+        seconds = 0.0
+        if kind is not Failure.SESSION or lane.failures > 1:
+            longest = min(_FIRST_PAUSE * 2 ** min(lane.failures, 12), _SYNC_PAUSE if lane.sync else _LONGEST_PAUSE)
+            seconds = random.uniform(0.2, 1.0) * longest  # noqa: S311 - jitter
+        lane.failures += 1
+        if lane.failure is None and not lane.sync:
+            _log.error("async records wait%s: %s", "" if lane.spool else " in memory", failure)
+        lane.failure, lane.state = failure, "waiting"
+        self._queue.postpone(lane, seconds)
+
+    def _pause(self, lane: Lane, failure: TracevaultError, place: Place, why: str) -> None:
+        if lane.state != "paused":
+            _log.error(
+                "async records wait%s until somebody mends this (%s; looked at every %g s): %s",
+                "" if lane.spool else " in memory",
+                why,
+                PROBE_INTERVAL,
+                failure,
+            )
+        lane.failure, lane.state = failure, "paused"
+        self._queue.postpone(lane, PROBE_INTERVAL)
+
+    def _recovered(self, lane: Lane, place: Place) -> None:
+        lane.most = min(lane.most * 2, self._config.async_batch_size)
+        if lane.failure is None:
+            return
+        lane.failure, lane.failures, lane.state = None, 0, "ok"
+        if not lane.sync:
+            _log.info("%s works again", place)
+        self._queue.resume()  # the other lanes waited for the same, perhaps
+
+    def _too_late(self, session: _Session, lane: Lane) -> bool:
+        troubled = lane.failure is not None or not session.connected
+        return self._out_of_time(0.0 if troubled else _LAST_CHANCE)
+
+    def _give_up(
+        self, lane: Lane, part: Sequence[Item], place: Place, done: list[Item], failure: TracevaultError | None = None
+    ) -> None:
+        """The vault is closed and time is up: leave to the spool what is there; the rest is lost."""
+        done += part
+        if lane.spool is not None:
+            return
+        error = failure or lane.failure or DriverError(f"{place}: the vault was closed first")
+        for item in part:
+            reason = error
+            if item.in_doubt and isinstance(error, DriverError):
+                reason = outcome_unknown(error, item.prepared.id, place)
+            self.counters.add(dead=1)
+            self._tell_lost(lane, item, reason, "is lost")
+
+    def _out_of_time(self, extra: float = 0.0) -> bool:
+        return self._give_up_at is not None and time.monotonic() >= self._give_up_at + extra
 
     # -- called by flush and close -------------------------------------------------------------------------
 
     def flush(self, timeout: float) -> None:
         """Wait until every record accepted before is stored; raise `UndeliveredError` if one was lost or waits."""
-        if current_thread() is self._thread:
+        if current_thread() in self._threads:
             raise TracevaultError("flush() in `on_error` would wait for itself: call it elsewhere")
-        mark = self._buffer.mark()
-        in_time = self._buffer.wait_settled(mark, timeout)
-        self._report(pending=0 if in_time else self._buffer.pending)
+        mark = self._queue.mark()
+        in_time = self._queue.wait_settled(mark, timeout)
+        self._report(waiting=not in_time)
 
     async def flush_async(self, timeout: float) -> None:
         """Like `flush`, and the event loop goes on meanwhile."""
-        mark = self._buffer.mark()
-        in_time = await self._wait_async(lambda: self._buffer.settled(mark), timeout)
-        self._report(pending=0 if in_time else self._buffer.pending)
+        mark = self._queue.mark()
+        in_time = await self._wait_async(lambda: self._queue.settled(mark), timeout)
+        self._report(waiting=not in_time)
 
     def close(self, timeout: float) -> None:
-        """Accept no more, store what is queued within ``timeout`` s, give up the rest, and report losses."""
+        """Accept no more, store what is queued within ``timeout`` s, give up the rest, and report losses.
+
+        What is in the spool stays there, for the next process.
+        """
         self._give_up_at = time.monotonic() + timeout
-        with self._start_lock:
-            self._buffer.close()
-            thread = self._thread
-        if thread is not None and thread is not current_thread():
-            thread.join(timeout + _LAST_SECONDS)
+        with self._lock:
+            self._queue.close()
+            threads = [thread for thread in self._threads if thread is not current_thread()]
+        deadline = self._give_up_at + _LAST_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, self._give_up_at + _GRACE - time.monotonic()))
+            if thread.is_alive():
+                self._queue.clear_spooled()
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if self.spool is not None:
+            self.spool.close()
         atexit.unregister(self._at_exit)
-        self._report(pending=self._buffer.pending)
+        self._report(waiting=self._queue.pending > 0, closing=True)
 
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
@@ -178,132 +668,110 @@ class BackgroundWriter:
         except UndeliveredError as error:
             _log.error("at exit: %s", error)
 
-    def _count_lost(self) -> None:
-        with self._count_lock:
-            self._lost += 1
-
-    def _report(self, *, pending: int) -> None:
-        with self._count_lock:
-            lost, self._reported = self._lost - self._reported, self._lost
-        if lost or pending:
-            parts = [f"{lost:,} lost (each was given to on_error, or dropped)"] if lost else []
+    def _report(self, *, waiting: bool, closing: bool = False) -> None:
+        total = self.counters.count("dead") + self.counters.count("dropped")
+        lost, self._reported = total - self._reported, total
+        pending = self._queue.pending + self._queue.flying if waiting else 0
+        spooled = sum(file.depth for file in self.spool.files()) if self.spool and waiting and not closing else 0
+        if lost or pending or spooled:
+            fate = "each was given to on_error, or dropped" if self.spool is None else "dead letters, or dropped"
+            parts = [f"{lost:,} lost ({fate})"] if lost else []
             parts += [f"{pending:,} still waiting"] if pending else []
+            parts += [f"{spooled:,} waiting in the spool"] if spooled else []
             raise UndeliveredError(
-                f"async records are not in the database: {', '.join(parts)}", lost=lost, pending=pending
+                f"async records are not in the database: {', '.join(parts)}",
+                lost=lost,
+                pending=pending,
+                spooled=spooled,
             )
 
-    # -- the thread ----------------------------------------------------------------------------------------
+    # -- stats ---------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while taken := self._buffer.take():
-            self._deliver(*taken)
-        self._disconnect()
+    def stats(self) -> Stats:
+        """Return the counters, and what waits."""
+        counts: dict[str, Any] = self.counters.snapshot()
+        files = self.spool.files() if self.spool is not None else []
+        counts["spooled"] = sum(file.depth for file in files)
+        counts["fsync_seconds"] = sum(file.fsync_seconds for file in files)
+        counts["spool_bytes"] = sum(file.size for file in files)
+        counts["queued"] = self._queue.pending
+        counts["in_flight"] += self._queue.flying
+        counts["writers"] = sum(thread.is_alive() for thread in self._threads)
+        times = [file_oldest.row[_OCCURRED_AT] for file in files if (file_oldest := file.oldest()) is not None]
+        for lane in self._queue.lanes():
+            if not lane.sync and lane.spool is None:
+                times += [item.prepared.row[_OCCURRED_AT] for item in self._queue.waiting(lane, 1)]
+        counts["oldest_seconds"] = max((time.time() - moment.timestamp() for moment in times), default=0.0)
+        states: dict[str, str] = {}
+        for lane in self._queue.lanes():
+            if not lane.sync:
+                states[lane.scope] = max(states.get(lane.scope, "ok"), lane.state, key=_SEVERITY.index)
+        return Stats(**counts, lanes=states)
 
-    def _deliver(self, lane: Lane, batch: Sequence[Prepared]) -> None:
-        """Store ``batch``, the first records of ``lane``; or decide what becomes of it, and when to try again."""
-        place = Place("storing async records", lane.scope, lane.table)
-        troubled = lane.failure is not None or self._connection is None
-        if self._out_of_time(0.0 if troubled else _LAST_CHANCE):
-            self._lose(lane, batch, lane.failure or DriverError(f"{place}: the vault was closed first"), place)
-            return
-        failure, connected = self._try(lane, batch, place)
-        if failure is None:
-            self._buffer.settle(lane, len(batch))
-            lane.most = min(lane.most * 2, self._config.async_batch_size)
-            if lane.failure is not None:
-                lane.failure, lane.failures = None, 0
-                _log.info("%s works again", place)
-        elif self._out_of_time() and not is_record_refused(failure):
-            self._lose(lane, batch, failure, place)
-        elif is_record_refused(failure):
-            if len(batch) == 1:
-                if failure.__cause__ is not None:  # PostgreSQL's own word, so no earlier attempt stored it either
-                    lane.in_doubt = 0
-                self._lose(lane, batch, failure, place)
-            else:  # Halving finds the refused one in few attempts, and keeps the order.
-                lane.most = len(batch) // 2
-        else:
-            self._wait(lane, batch, failure, place, connected=connected)
 
-    def _try(self, lane: Lane, batch: Sequence[Prepared], place: Place) -> tuple[TracevaultError | None, bool]:
-        """Return why ``batch`` could not be stored, and whether there was a connection to say so."""
-        replay = lane.in_doubt > 0
-        late = self._out_of_time()
-        overdue_at = time.monotonic() + (_LAST_CHANCE / 3 if late else self._config.timeout + _GRACE)
-        failure: TracevaultError
-        connected = certain = False
-        try:
-            if self._connection is None:
-                self._connection = self._connect()
-            connected = True
-            # All or nothing, so that what is refused can be told apart from what is stored.
-            several = len(batch) > 1 or needs_transaction(batch, replay=replay)
-            atomic = self._connection.transaction() if several else nullcontext()
-            watch = Watch(
-                self._connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time())
-            )
-            try:
-                with atomic:
-                    run(self._connection, insert_many(lane.table, batch, replay=replay), place)
-            finally:
-                watch.end()
-        except psycopg.Error as error:  # of connecting, BEGIN or COMMIT; those of a flow are ours already
-            failure = from_psycopg(error, place)
-            certain = self._connection is not None and not is_broken(self._connection, failure)
-        except TracevaultError as error:
-            failure = error
-            certain = self._connection is not None and not is_broken(self._connection, error)
-        except Exception as error:  # noqa: BLE001 - whatever a caller's `writer_connect` raises; the thread must live on
-            if lane.failure is None:
-                _log.exception("%s failed unexpectedly", place)
-            failure = DriverError(f"{place} failed: {type(error).__name__}", transient=True)
-        else:
-            return None, True
-        if connected and not certain:
-            lane.in_doubt = max(lane.in_doubt, len(batch))
-        if not is_record_refused(failure) and getattr(failure, "sqlstate", None) != _STATEMENT_TIMEOUT:
-            # Whatever it was, a fresh session may be free of it: another server, other settings.
-            self._disconnect()
-        return failure, connected and certain
+_OCCURRED_AT = INSERT_COLUMNS.index("occurred_at")
+_SEVERITY = ("ok", "waiting", "paused")
 
-    def _wait(
-        self, lane: Lane, batch: Sequence[Prepared], failure: TracevaultError, place: Place, *, connected: bool
-    ) -> None:
-        """Leave ``batch`` where it is, to be tried again later."""
-        if lane.failure is None:
-            _log.error("async records wait in memory: %s", failure)
-        lane.failure = failure
-        lane.failures += 1
-        if getattr(failure, "sqlstate", None) == _STATEMENT_TIMEOUT and len(batch) > 1:
-            lane.most = len(batch) // 2
-        seconds = min(_FIRST_PAUSE * 2 ** min(lane.failures, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        if connected:
-            self._buffer.postpone(lane, seconds)
-        else:
-            self._buffer.pause(seconds)
 
-    def _lose(self, lane: Lane, batch: Sequence[Prepared], error: TracevaultError, place: Place) -> None:
-        for prepared in batch:
-            reason = error
-            if lane.in_doubt and isinstance(error, DriverError):
-                reason = outcome_unknown(error, prepared.id, place)
-            self._count_lost()
-            try:
-                if self._config.on_error is None:
-                    _log.error("async record %s (%s) is lost: %s", prepared.id, lane.scope, reason)
-                else:
-                    self._config.on_error(reason, unstored_record(prepared))
-            except BaseException:  # noqa: BLE001 - the handler's fault, even SystemExit, must not cost other records
-                _log.exception("on_error itself failed")
-            self._buffer.settle(lane, 1)
+class _Session:
+    """A writer's connection, opened when it is needed."""
 
-    def _out_of_time(self, extra: float = 0.0) -> bool:
-        return self._give_up_at is not None and time.monotonic() >= self._give_up_at + extra
+    def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
+        self._connect = connect
+        self._connection: Connection[Any] | None = None
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def open(self) -> Connection[Any]:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def holds(self, error: TracevaultError) -> bool:
+        """Whether the connection survived ``error``, so that what it says is certain."""
+        return self._connection is not None and not is_broken(self._connection, error)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _CommitCost:
+    """What a commit costs besides its rows: a line fitted to the batches, the latest counting most.
+
+    Where that is milliseconds, more writers wait for the disk side by side; where it is not, fewer and larger
+    batches cost less.
+    """
+
+    _FADE = 0.95
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def note(self, rows: int, seconds: float) -> None:
+        # Without a lock: a sum that two threads spoil for a moment does no harm.
+        fade = self._FADE
+        self._n = self._n * fade + 1
+        self._x = self._x * fade + rows
+        self._y = self._y * fade + seconds
+        self._xx = self._xx * fade + rows * rows
+        self._xy = self._xy * fade + rows * seconds
+        spread = self._n * self._xx - self._x**2
+        if self._n > 5 and spread > 0.01 * self._x**2:
+            slope = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+            self.seconds = max(0.0, (self._y - slope * self._x) / self._n)
+
+
+def _own_copy(error: TracevaultError) -> TracevaultError:
+    """Return an exception for one of several callers: a traceback belongs to one only."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:

@@ -34,7 +34,7 @@ _GRACE = 0.25
 class Write(NamedTuple):
     """One write: how to say it (``replay`` after an attempt of unknown outcome), and whom it concerns."""
 
-    flow: Callable[[bool], Flow[None]]
+    flow: Callable[[bool], Flow[Any]]
     needs_transaction: Callable[[bool], bool]
     id: UUID
     place: Place

@@ -1,0 +1,368 @@
+"""What waits to be written, in memory: one lane for each scope's sync emits, and one for its async records.
+
+Async records are bounded in number; those of a lane with a spool file stay on the disk beyond that, and are read
+back in their order. Sync emits are as many as there are callers who wait for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from threading import Condition, RLock
+from typing import Literal
+
+from tracevault.errors import TracevaultError
+from tracevault.event.prepare import Prepared
+from tracevault.writer.spool import SpoolFile
+from tracevault.writer.waiter import Waiter
+
+# A closed queue is being emptied against the clock: no lane waits longer than this for its next attempt.
+_PAUSE_ONCE_CLOSED = 0.05
+
+LaneState = Literal["ok", "waiting", "paused"]
+
+
+class Item:
+    """One record on its way to a table."""
+
+    __slots__ = ("encoded", "in_doubt", "number", "prepared", "waiter")
+
+    def __init__(
+        self, prepared: Prepared, encoded: bytes | None = None, waiter: Waiter | None = None, *, in_doubt: bool = False
+    ) -> None:
+        self.prepared = prepared
+        self.encoded = encoded
+        self.waiter = waiter
+        self.in_doubt = in_doubt
+        """An earlier attempt, or an earlier process, may have stored it."""
+        self.number = 0
+        """Its place in the lane; in a lane with a spool file, its number there."""
+
+
+class Lane:
+    """The records of one scope that are neither stored nor given up, in order, and what the writer knows of it."""
+
+    def __init__(self, scope: str, table: str, most: int, *, sync: bool, spool: SpoolFile | None) -> None:
+        self.scope = scope
+        self.table = table
+        self.sync = sync
+        self.spool = spool
+        # Kept by the queue: what is in memory and what a writer holds (by its first number); the last number that
+        # was accepted, and the last one that came into memory.
+        self.waiting: deque[Item] = deque()
+        self.flights: set[int] = set()
+        self.accepted = 0
+        self.loaded = 0
+        self.loading = False
+        # Since when its head waits, when a writer may look at it again, and up to which number without lingering.
+        self.since = 0.0
+        self.not_before = 0.0
+        self.hurried = 0
+        # Kept by the writer: rows per statement at present; why nothing gets through, if so, after how many
+        # attempts; and the code of the last refusals in a row, with their number.
+        self.most = most
+        self.failure: TracevaultError | None = None
+        self.failures = 0
+        self.state: LaneState = "ok"
+        self.refusals: tuple[str | None, int] = (None, 0)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether records wait in the spool file alone."""
+        return self.loaded < self.accepted
+
+    def settled_below(self) -> int:
+        """Return the lowest number that is neither stored nor given up."""
+        open_numbers = [*self.flights, self.accepted + 1]
+        if self.waiting:
+            open_numbers.append(self.waiting[0].number)
+        if self.on_disk:
+            open_numbers.append(self.loaded + 1)
+        return min(open_numbers)
+
+
+class Queue:
+    """Holds records until they are settled, that is stored or given up. Safe from any thread.
+
+    A writer is given up to ``most`` records of one lane at a time, once that many wait or the first has waited
+    ``linger`` seconds; of several lanes, the one whose head waits longest. The lock is reentrant: a signal handler
+    or a logging handler may emit.
+    """
+
+    def __init__(self, limit: int, most: int, linger: float) -> None:
+        self._limit = limit
+        self._most = most
+        self._linger = linger
+        lock = RLock()
+        self._work = Condition(lock)
+        self._progress = Condition(lock)
+        self._lanes: dict[tuple[str, str, bool, SpoolFile | None], Lane] = {}
+        self._listeners: dict[object, Callable[[], object]] = {}
+        self._size = 0
+        self._sync_size = 0
+        self._memory_size = 0
+        self._closed = False
+        self._idle = 0
+
+    # -- called by emit ------------------------------------------------------------------------------------
+
+    def lane(self, scope: str, table: str, *, sync: bool = False, spool: SpoolFile | None = None) -> Lane:
+        """Return the lane of a scope."""
+        lane = self._lanes.get((scope, table, sync, spool))
+        if lane is None:
+            with self._work:
+                made = Lane(scope, table, min(self._most, self._limit), sync=sync, spool=spool)
+                lane = self._lanes.setdefault((scope, table, sync, spool), made)
+        return lane
+
+    def offer(self, lane: Lane, item: Item, number: int | None = None) -> bool:
+        """Take ``item`` if there is room; one with the ``number`` of a spool file is on the disk where there is none.
+
+        Sync emits always find room. Returns False where the item was not taken.
+        """
+        with self._work:
+            if self._closed and number is None:
+                raise TracevaultError("the vault is closed; no further events are accepted")
+            full = self._size >= self._limit and not lane.sync
+            if full and number is None:
+                return False
+            was_on_disk = lane.on_disk
+            lane.accepted = item.number = lane.accepted + 1 if number is None else number
+            if full or was_on_disk:
+                return True  # it is read back in its turn
+            lane.loaded = item.number
+            if not lane.waiting:
+                lane.since = time.monotonic()
+            lane.waiting.append(item)
+            self._count(lane, 1)
+            if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
+                self._work.notify()
+            return True
+
+    def withdraw(self, lane: Lane, item: Item) -> bool:
+        """Take back an item that no writer holds; False if one does, or it is settled."""
+        with self._work:
+            try:
+                lane.waiting.remove(item)
+            except ValueError:
+                return False
+            self._count(lane, -1)
+            return True
+
+    def wait_room(self, timeout: float) -> None:
+        """Wait until there may be room, or for ``timeout`` seconds."""
+        with self._progress:
+            self._progress.wait(timeout)
+
+    @contextmanager
+    def listening(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Have ``callback`` called, from another thread, whenever records were settled or the queue closed."""
+        key = object()
+        with self._progress:
+            self._listeners[key] = callback
+        try:
+            yield
+        finally:
+            with self._progress:
+                del self._listeners[key]
+
+    @property
+    def sync_busy(self) -> bool:
+        """Whether sync emits wait, or are being written."""
+        return self._sync_size > 0
+
+    @property
+    def wants_writer(self) -> bool:
+        """Whether something waits and no writer is idle."""
+        return not self._idle and self._size + self._sync_size > 0
+
+    # -- called by flush and close -------------------------------------------------------------------------
+
+    def mark(self) -> list[tuple[Lane, int]]:
+        """Note what is accepted so far, and have it written without lingering."""
+        with self._work:
+            for lane in self._lanes.values():
+                lane.hurried = lane.accepted
+            self._work.notify_all()
+            return [(lane, lane.accepted) for lane in self._lanes.values() if not lane.sync]
+
+    def settled(self, mark: list[tuple[Lane, int]]) -> bool:
+        """Whether everything noted by ``mark`` is stored or given up."""
+        with self._work:
+            return all(lane.settled_below() > accepted for lane, accepted in mark)
+
+    def wait_settled(self, mark: list[tuple[Lane, int]], timeout: float) -> bool:
+        """Wait until everything noted by ``mark`` is settled; False if ``timeout`` seconds passed."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self.settled(mark), timeout)
+
+    def close(self) -> None:
+        """Accept nothing more; what is in the queue stays until it is settled."""
+        with self._work:
+            self._closed = True
+            for lane in self._lanes.values():
+                lane.not_before = 0.0
+            self._work.notify_all()
+        self.tell()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is accepted."""
+        return self._closed
+
+    @property
+    def pending(self) -> int:
+        """Async records that wait in memory alone."""
+        with self._work:
+            return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.sync and lane.spool is None)
+
+    @property
+    def flying(self) -> int:
+        """Async records without a spool that a writer holds."""
+        with self._work:
+            return self._memory_size - self.pending
+
+    def lanes(self) -> list[Lane]:
+        """Return all lanes."""
+        with self._work:
+            return list(self._lanes.values())
+
+    # -- called by the writers -----------------------------------------------------------------------------
+
+    def take(self) -> tuple[Lane, list[Item]] | None:
+        """Wait for the lane that is due; return it and its first records, or None once closed and empty.
+
+        No records: the lane's next ones are on the disk, to be given to `fill`.
+        """
+        with self._work:
+            while True:
+                due = [(self._due(lane), lane) for lane in self._lanes.values() if self._has_work(lane)]
+                now = time.monotonic()
+                ready = [lane for at, lane in due if at <= now]
+                if ready:
+                    return self._take_from(min(ready, key=lambda lane: lane.since))
+                if self._closed and not due and not any(lane.flights or lane.loading for lane in self._lanes.values()):
+                    self._work.notify_all()  # the other writers are done as well
+                    return None
+                self._idle += 1
+                try:
+                    self._work.wait(min(at for at, _ in due) - now if due else None)
+                finally:
+                    self._idle -= 1
+
+    def _take_from(self, lane: Lane) -> tuple[Lane, list[Item]]:
+        if not lane.waiting:
+            lane.loading = True
+            return lane, []
+        batch = [lane.waiting.popleft() for _ in range(min(lane.most, len(lane.waiting)))]
+        lane.flights.add(batch[0].number)
+        lane.since = time.monotonic()
+        if self._idle and lane.waiting:
+            self._work.notify()
+        return lane, batch
+
+    @staticmethod
+    def _has_work(lane: Lane) -> bool:
+        if not lane.waiting:
+            return lane.on_disk and not lane.loading
+        # Nobody waits for an async record: while one writer is at the lane, another one takes whole batches only.
+        return lane.sync or not lane.flights or len(lane.waiting) >= lane.most
+
+    def _due(self, lane: Lane) -> float:
+        urgent = (
+            self._closed
+            or lane.sync
+            or lane.on_disk
+            or lane.hurried >= lane.waiting[0].number
+            or len(lane.waiting) >= lane.most
+            or self._size >= self._limit
+        )
+        return max(lane.not_before, lane.since + (0.0 if urgent else self._linger))
+
+    def fill(self, lane: Lane, items: Sequence[Item], *, last: int | None) -> None:
+        """Give ``lane`` its next records from the disk; ``last``: there is none left up to this number."""
+        with self._work:
+            lane.loading = False
+            lane.waiting.extend(items)
+            self._count(lane, len(items))
+            if items:
+                lane.loaded = max(lane.loaded, items[-1].number)
+            if last is not None:
+                lane.loaded = max(lane.loaded, last)
+            lane.since = time.monotonic()
+            self._work.notify()
+        if not items:
+            self.tell()
+
+    def settle(self, lane: Lane, first: int, items: Sequence[Item], rest: Sequence[Item] = ()) -> None:
+        """Note that ``items`` are stored, or given up; of the batch that began with ``first``, ``rest`` waits again."""
+        with self._work:
+            lane.flights.discard(first)
+            self._count(lane, -len(items))
+            if rest:
+                if lane.waiting and lane.waiting[0].number < rest[-1].number:
+                    lane.waiting = deque(sorted([*rest, *lane.waiting], key=lambda item: item.number))
+                else:
+                    lane.waiting.extendleft(reversed(rest))
+                lane.since = 0.0  # it has waited already
+            if self._idle:
+                self._work.notify_all() if self._closed else self._work.notify()
+        self.tell()
+
+    def postpone(self, lane: Lane, seconds: float) -> None:
+        """Leave ``lane`` alone for a while; not for long once the queue is closed."""
+        with self._work:
+            lane.not_before = time.monotonic() + (min(seconds, _PAUSE_ONCE_CLOSED) if self._closed else seconds)
+
+    def resume(self) -> None:
+        """Look at every lane at once: what held them up is over."""
+        with self._work:
+            for lane in self._lanes.values():
+                lane.not_before = 0.0
+            self._work.notify_all()
+
+    def forget(self, spool: SpoolFile) -> None:
+        """Drop the lanes of a spool file, and what of it is in memory: it stays in the file."""
+        with self._work:
+            for key, lane in list(self._lanes.items()):
+                if lane.spool is spool:
+                    self._count(lane, -len(lane.waiting))
+                    lane.waiting.clear()
+                    lane.loaded = lane.accepted
+                    del self._lanes[key]
+        self.tell()
+
+    def clear_spooled(self) -> None:
+        """Once closed: leave to the disk what is there."""
+        with self._work:
+            for lane in self._lanes.values():
+                if lane.spool is not None:
+                    self._count(lane, -len(lane.waiting))
+                    lane.waiting.clear()
+                    lane.loaded = lane.accepted
+            self._work.notify_all()
+        self.tell()
+
+    def waiting(self, lane: Lane, most: int) -> list[Item]:
+        """Return the first items that wait in ``lane``."""
+        with self._work:
+            return list(islice(lane.waiting, most))
+
+    def _count(self, lane: Lane, change: int) -> None:
+        if lane.sync:
+            self._sync_size += change
+            return
+        self._size += change
+        if lane.spool is None:
+            self._memory_size += change
+
+    def tell(self) -> None:
+        """Wake whoever waits for progress."""
+        with self._progress:
+            self._progress.notify_all()
+            listeners = list(self._listeners.values())
+        for listener in listeners:
+            listener()
