@@ -114,6 +114,9 @@ def _check_version(plan: Plan) -> Iterator[Finding]:
     if indexes:
         text = f"{state.name}: {len(indexes)} indexes are missing or old, so that queries are slow"
         yield Finding("warn", text, migrate)
+    if plan.pending("function"):
+        text = f"{state.name}: its function is missing or old, so that a role without SELECT cannot confirm a retry"
+        yield Finding("warn", text, migrate)
     if plan.done:
         rows = "" if state.rows is None else f"~{state.rows:,} rows, "
         yield Finding("ok", f"{state.name}: up to date ({rows}{size(state.size_bytes)})")
