@@ -767,6 +767,22 @@ def test_doctor_looks_at_rights(cli: Cli, ready_dsn: str, role: str, monkeypatch
     assert f'REVOKE UPDATE, TRUNCATE ON "audit_logs" FROM {role}' in done.out
 
 
+def test_doctor_looks_at_a_writer_that_may_not_read(
+    cli: Cli, ready_dsn: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(ready_dsn, f"GRANT INSERT ON audit_logs TO {role}")
+    monkeypatch.setenv("DATABASE_URL_WRITE", make_conninfo(ready_dsn, user=role))
+    monkeypatch.setenv("DATABASE_URL_READ", ready_dsn)
+    done = cli("doctor")
+    assert ("ok", f"audit_logs: {role} may INSERT, and change nothing") in findings(done)
+    rows(ready_dsn, "DROP FUNCTION audit_logs_compare")
+    done = cli("doctor")
+    assert done.code == 0
+    assert any(level == "warn" and "its function is missing or old" in text for level, text in findings(done))
+    assert any(level == "warn" and "a retry with an id cannot be confirmed" in text for level, text in findings(done))
+    assert "run `tracevault migrate --table audit_logs` as the table's owner" in done.out
+
+
 def test_doctor_looks_at_the_reader(cli: Cli, ready_dsn: str, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL_WRITE", ready_dsn)
     monkeypatch.setenv("DATABASE_URL_READ", make_conninfo(ready_dsn, user=role))

@@ -410,7 +410,19 @@ def test_a_name_that_another_table_took(dsn: str, face: OpenVault, *, filled: bo
     for index in INDEXES:
         rows(dsn, f"ALTER INDEX {index.name('audit_logs')} RENAME TO {index.name('audit_logs_2025')}")
     run_migrate(dsn)
-    assert plan_of(dsn, "audit_logs_2025").done
+    # The function kept its name as well, and is the new table's by now.
+    assert [change.kind for change in plan_of(dsn, "audit_logs_2025").changes] == ["function"]
+
+
+def test_a_function_that_is_missing_is_made_while_others_write(dsn: str, face: OpenVault) -> None:
+    """By start-up also on a filled table: it waits for no lock of the table's."""
+    rows(dsn, generate_init_sql("audit_logs"))
+    fill(dsn, 10)
+    for upgrade in (lambda: face(connection_string=dsn), lambda: run_migrate(dsn)):
+        rows(dsn, "DROP FUNCTION audit_logs_compare")
+        with transaction(dsn, "LOCK TABLE audit_logs IN ROW EXCLUSIVE MODE"):
+            upgrade()
+        assert plan_of(dsn).done
 
 
 def test_migrate_of_a_filled_partitioned_table(dsn: str, face: OpenVault) -> None:

@@ -165,6 +165,14 @@ def test_what_an_administrator_may_change(ours: psycopg.Connection[Any], change:
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_audit_logs_event'::regclass",
             ["replace index idx_audit_logs_event"],
         ),
+        ("DROP FUNCTION audit_logs_compare", ["make function audit_logs_compare"]),
+        ("ALTER FUNCTION audit_logs_compare SECURITY INVOKER", ["replace function audit_logs_compare"]),
+        ("ALTER FUNCTION audit_logs_compare SET search_path = public", ["replace function audit_logs_compare"]),
+        ("ALTER FUNCTION audit_logs_compare OWNER TO pg_monitor", ["replace function audit_logs_compare"]),
+        (
+            "UPDATE pg_proc SET prosrc = 'BEGIN RETURN ''same''; END' WHERE proname = 'audit_logs_compare'",
+            ["replace function audit_logs_compare"],
+        ),
         (
             "CREATE INDEX idx_audit_logs_correlation_occurred ON audit_logs (correlation_id)",
             ["drop index idx_audit_logs_correlation_occurred"],

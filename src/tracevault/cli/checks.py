@@ -16,6 +16,7 @@ from tracevault.flows.migrate import Plan
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import migration_plan
+from tracevault.schema.comparison import RIGHTS, signature
 
 _OLDEST_SERVER = 140_000
 _SKEW = timedelta(seconds=1)
@@ -102,7 +103,7 @@ def check_table(connection: Connection[Any], table: str, *, reads: bool) -> Iter
         yield Finding("FAIL", f"{table}: there is no such table here", _migrate(table))
         return
     yield from _check_version(plan)
-    yield from _check_rights(connection, table, reads=reads)
+    yield from _check_rights(connection, plan, reads=reads)
 
 
 def _check_version(plan: Plan) -> Iterator[Finding]:
@@ -114,28 +115,35 @@ def _check_version(plan: Plan) -> Iterator[Finding]:
     if indexes:
         text = f"{state.name}: {len(indexes)} indexes are missing or old, so that queries are slow"
         yield Finding("warn", text, migrate)
+    if plan.pending("function"):
+        text = f"{state.name}: its function is missing or old, so that a role without SELECT cannot confirm a retry"
+        yield Finding("warn", text, migrate)
     if plan.done:
         rows = "" if state.rows is None else f"~{state.rows:,} rows, "
         yield Finding("ok", f"{state.name}: up to date ({rows}{size(state.size_bytes)})")
 
 
-def _check_rights(connection: Connection[Any], table: str, *, reads: bool) -> Iterator[Finding]:
+def _check_rights(connection: Connection[Any], plan: Plan, *, reads: bool) -> Iterator[Finding]:
+    table = plan.state.name
     rights, role, owner, superuser = _rights(connection, table)
     if "INSERT" not in rights:
         yield Finding("FAIL", f"{table}: {role} may not INSERT", f'GRANT INSERT ON "{table}" TO {role}')
-    if "SELECT" not in rights:
-        level: Literal["warn", "FAIL"] = "FAIL" if reads else "warn"
-        text = f"{table}: {role} may not SELECT, so a retry with an id cannot be confirmed"
-        yield Finding(level, text, f'GRANT SELECT ON "{table}" TO {role}')
+    if "SELECT" not in rights and reads:
+        text = f"{table}: {role} may not SELECT, and reads use this connection"
+        yield Finding("FAIL", text, f'GRANT SELECT ON "{table}" TO {role}')
+    elif "SELECT" not in rights and not _ask(connection, RIGHTS, table, signature(table))[-1]:
+        text = f"{table}: {role} may not SELECT and has no function to ask, so a retry with an id cannot be confirmed"
+        yield Finding("warn", text, f"{_migrate(table)} as the table's owner")
     changes = ", ".join(right for right in _CHANGES if right in rights)
     if superuser or owner:
         what = "is a superuser" if superuser else "owns the table"
-        advice = "write as a role that was granted INSERT and SELECT alone"
+        advice = "write as a role that was granted INSERT alone"
         yield Finding("warn", f"{table}: {role} {what}, so it can change what is stored", advice)
     elif changes:
         yield Finding("warn", f"{table}: {role} may {changes}", f'REVOKE {changes} ON "{table}" FROM {role}')
-    elif {"INSERT", "SELECT"} <= rights:
-        yield Finding("ok", f"{table}: {role} may INSERT and SELECT, and change nothing")
+    elif "INSERT" in rights:
+        held = "INSERT and SELECT" if "SELECT" in rights else "INSERT"
+        yield Finding("ok", f"{table}: {role} may {held}, and change nothing")
 
 
 def check_reads(connection: Connection[Any], tables: Sequence[str]) -> Iterator[Finding]:

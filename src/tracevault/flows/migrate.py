@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tracevault.errors import DriverError, MigrationError
 from tracevault.event.record import GENERATED_COLUMNS
 from tracevault.flows import Flow, Query
+from tracevault.schema.comparison import BODY, define, signature
 from tracevault.schema.ddl import STEPS, create_index, step_statements
 from tracevault.schema.indexes import INDEXES, temporary_name
 from tracevault.schema.state import (
@@ -18,6 +19,7 @@ from tracevault.schema.state import (
     TableState,
     column_changes,
     foreign_traits,
+    function_changes,
     index_changes,
     table_state,
 )
@@ -30,6 +32,7 @@ _START_LOCK_TIMEOUT = "10s"
 _TABLE_LOCK_TIMEOUT = "2s"
 _LOOK_LOCK_TIMEOUT = "200ms"
 LOCK_NOT_AVAILABLE = "55P03"
+_NOT_ALLOWED = "42501"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def look(tables: Sequence[str], *, lock_timeout: str = _LOOK_LOCK_TIMEOUT) -> Fl
 
     Fails with SQLSTATE 55P03 where a table is being written anew or the like, perhaps by another start-up.
     """
-    result = yield Query(INSPECT, (list(tables), lock_timeout))
+    result = yield Query(INSPECT, (list(tables), lock_timeout, [signature(name) for name in tables], BODY))
     return [_plan_of(table_state(row)) for row in result.rows]
 
 
@@ -78,7 +81,7 @@ def _plan_of(state: TableState) -> Plan:
             f"table `{state.name}` is not an audit table of tracevault: {'; '.join(traits)}. "
             "Use another `table_name`, or move that table away"
         )
-    return Plan(state, (*column_changes(state), *index_changes(state)))
+    return Plan(state, (*column_changes(state), *function_changes(state), *index_changes(state)))
 
 
 def start_up(table: str) -> Flow[None]:
@@ -103,16 +106,31 @@ def start_up(table: str) -> Flow[None]:
         if not table_plan.filled:
             for change in table_plan.pending("index"):
                 yield from replace_index(table_plan, change)
+    if table_plan.pending("function") and table_plan.state.may_define:
+        yield from _define_if_allowed(table)
+
+
+def _define_if_allowed(table: str) -> Flow[None]:
+    """Make the function of ``table``; a role that may not do that goes on without it."""
+    yield Query("SAVEPOINT tracevault")
+    try:
+        yield Query(define(table))
+    except DriverError as error:
+        if error.sqlstate != _NOT_ALLOWED:
+            raise
+        yield Query("ROLLBACK TO SAVEPOINT tracevault")
+    yield Query("RELEASE SAVEPOINT tracevault")
 
 
 def _create(table: str) -> Flow[None]:
     for step in STEPS:
-        if not step.indexes:
+        if not step.indexes and not step.function:
             for statement in step_statements(step.number, table):
                 yield Query(statement)
     # Not as the step does it, which passes over an index of that name on another table.
     for index in INDEXES:
         yield Query(create_index(index, index.name(table), table))
+    yield from _define_if_allowed(table)
 
 
 def _refuse_long_rewrite(table: str, change: Change) -> Flow[None]:
@@ -126,7 +144,7 @@ def _refuse_long_rewrite(table: str, change: Change) -> Flow[None]:
 
 _LIMITS = ", ".join(f"{stored.name} ({stored.column.limit} characters)" for stored in GENERATED_COLUMNS)
 _ADVICE = {
-    "42501": "this role may not change {}: run `tracevault migrate` as the owner of the tables",
+    _NOT_ALLOWED: "this role may not change {}: run `tracevault migrate` as the owner of the tables",
     "22001": f"{{}} holds a text that is too long for one of the generated columns {_LIMITS}: shorten it",
 }
 _ADVICE_ON_LOCKS = dict.fromkeys(
@@ -173,6 +191,12 @@ def change_columns(table_plan: Plan) -> Flow[None]:
         yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
         for change in table_plan.pending("rewrite", "columns"):
             yield Query(change.statement)
+
+
+def make_function(table_plan: Plan, change: Change) -> Flow[None]:
+    """Make or replace the function that compares. Neither writers nor readers wait."""
+    with _explained(f"`{table_plan.state.name}`", locks=False):
+        yield Query(change.statement)
 
 
 def replace_index(table_plan: Plan, change: Change) -> Flow[None]:

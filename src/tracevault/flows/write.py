@@ -11,6 +11,7 @@ from tracevault.event.binary import copy_stream, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import BY_NAME, INSERT_COLUMNS
 from tracevault.flows import Copy, Flow, Query
+from tracevault.schema.comparison import ARGUMENTS, CONTENT, RIGHTS, call, function_name, says_the_same, signature
 
 # Below this many rows one INSERT is faster than the extra messages of a COPY.
 COPY_FROM = 8
@@ -18,8 +19,6 @@ COPY_FROM = 8
 ROWS_PER_INSERT = 1000
 
 _COLUMNS = ", ".join(INSERT_COLUMNS)
-# How it was written is not what was said: a retry in another mode is the same event.
-_CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
 
 
 @lru_cache(maxsize=1024)
@@ -111,31 +110,39 @@ def _chunks(batch: Sequence[Prepared]) -> Iterator[Sequence[Prepared]]:
 
 
 def confirm_same(table: str, prepared: Prepared) -> Flow[None]:
-    """Return if the stored event of this id says the same as ``prepared``; else raise `DuplicateIdError`."""
-    allowed = yield Query("SELECT has_table_privilege(to_regclass(quote_ident($1))::oid, 'SELECT')", (table,))
-    if not allowed.rows[0][0]:
+    """Return if the stored event of this id says the same as ``prepared``; else raise `DuplicateIdError`.
+
+    A role that may not read the table asks its function; see ``schema.comparison``.
+    """
+    rights = yield Query(RIGHTS, (table, signature(table)))
+    reads, partitioned, schema, has_function = rights.rows[0]
+    values = dict(zip(INSERT_COLUMNS, prepared.row, strict=True))
+    if reads:
+        compared = (*CONTENT, "occurred_at") if prepared.given_time else CONTENT
+        # In a partitioned table only a row of the same time can be in the way, and only with it is there an index.
+        place = f" AND stored.occurred_at = ${len(compared) + 2}" if partitioned else ""
+        found = yield Query(
+            f'SELECT {says_the_same(compared, 2)} FROM "{table}" AS stored WHERE stored.id = $1{place}',
+            (prepared.id, *(values[name] for name in compared), *([values["occurred_at"]] if partitioned else [])),
+        )
+        answer = "absent" if not found.rows else "same" if any(row[0] for row in found.rows) else "different"
+    elif has_function:
+        given = {**values, "given_time": prepared.given_time}
+        asked = yield Query(f"SELECT {call(schema, table)}", tuple(given[name] for name, _ in ARGUMENTS))
+        answer = asked.rows[0][0]
+    else:
         raise DriverError(
             f"the id {prepared.id} is taken in table `{table}`, and this role may not read the table to see "
-            "whether by the same event: grant it SELECT",
+            f"whether by the same event: run `tracevault migrate --table {table}` as the table's owner, which makes "
+            f"a function `{function_name(table)}` that this role can ask, or grant it SELECT",
             sqlstate="42501",
         )
-    compared = (*_CONTENT, "occurred_at") if prepared.given_time else _CONTENT
-    same = " AND ".join(
-        f"{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
-        for place, name in enumerate(compared, 2)
-    )
-    values = dict(zip(INSERT_COLUMNS, prepared.row, strict=True))
-    found = yield Query(
-        f'SELECT {same} FROM "{table}" WHERE id = $1',
-        (prepared.id, *(values[name] for name in compared)),
-    )
-    if not found.rows:
+    if answer == "absent":
         # Something else kept it out, such as a unique index of the user's: say it again, to hear what.
         again = yield Query(insert_sql(table, 1, taken=False), prepared.row, reads=False)
         if again.touched == 0:
             raise _kept_out(table)
-        return
-    if not any(row[0] for row in found.rows):
+    elif answer != "same":
         raise DuplicateIdError(
             f"`id` {prepared.id} is taken in table `{table}` by an event with other content; an id identifies "
             "one event for ever: leave it out, or retry with the same content",

@@ -21,6 +21,7 @@ from tracevault.flows.migrate import (
     drop_indexes,
     lock_migrations,
     look,
+    make_function,
     plan,
     replace_index,
     start_up,
@@ -98,7 +99,8 @@ def _to_do(plans: list[Plan]) -> list[str]:
                 state.name,
             )
             indexes = ()
-        if not state.exists or indexes or table_plan.pending("columns", "rewrite"):
+        function = state.may_define and table_plan.pending("function")
+        if not state.exists or indexes or function or table_plan.pending("columns", "rewrite"):
             tables.append(state.name)
     return tables
 
@@ -148,6 +150,9 @@ def _migrate_table(connection: Connection[Any], table_plan: Plan, announce: Call
         announce(f"{name}: {change.summary}")
     if columns or not table_plan.state.exists:
         _patiently(connection, partial(change_columns, table_plan), name)
+    for change in table_plan.pending("function"):
+        announce(f"{name}: {change.summary}")
+        _patiently(connection, partial(make_function, table_plan, change), name)
     for change in table_plan.pending("index"):
         announce(f"{name}: {change.summary}")
         if table_plan.state.partitioned:  # PostgreSQL cannot index it CONCURRENTLY

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.event.record import COLUMNS, StoredColumn
+from tracevault.schema.comparison import define
 from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name
 
 # The SQL files that the package ships, made by `write_sql_files`.
@@ -26,6 +27,7 @@ class Step:
     title: str
     caution: str = "quick, also on a filled table"
     indexes: bool = False
+    function: bool = False
 
 
 _REWRITES = "rewrites a filled table that lacks them: its writers and readers wait meanwhile"
@@ -42,6 +44,7 @@ STEPS = (
         "writers wait while they are built; on a filled table `tracevault migrate` builds them without that",
         indexes=True,
     ),
+    Step(6, "006_audit_logs_compare", "function that confirms retries of roles that may not read", function=True),
 )
 
 
@@ -70,6 +73,8 @@ def step_statements(number: int, table: str) -> list[str]:
     if STEPS[number - 1].indexes:
         builds = (create_index(index, index.name(table), table, "IF NOT EXISTS ") for index in INDEXES)
         return [_drop_unlike(table), *builds]
+    if STEPS[number - 1].function:
+        return [define(table)]
     added = [stored for stored in COLUMNS if stored.column.since == number]
     if number == 1:
         lines = ",\n  ".join(column_definition(stored) for stored in added)

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tracevault.event.record import COLUMNS, INSERT_COLUMNS, StoredColumn
+from tracevault.schema.comparison import define, function_name, is_ours
 from tracevault.schema.ddl import add_columns, generation_expression, set_defaults
 from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name, temporary_name
 
 # Above this many rows start-up refuses to rewrite a table; `tracevault migrate` announces it and does it.
 REWRITE_LIMIT = 100_000
 
+_IS_OURS = is_ours("$4", """(quote_ident(n.nspname::text) || '."' || t.name || '"')""")
+
 # One round trip for all tables. Names resolve by search_path, as they do in every other statement. Sizes and
 # expressions need a brief lock on each table, for which the query waits no longer than $2. Indexes are read from
 # the catalog alone: pg_get_indexdef fails on one that another process drops at this moment.
-INSPECT = """
+INSPECT = f"""
 SELECT t.name, c.relkind::text, stored.rows, stored.bytes, stored.filled,
   (SELECT json_agg(json_build_object(
       'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
@@ -36,9 +39,12 @@ SELECT t.name, c.relkind::text, stored.rows, stored.bytes, stored.filled,
         JOIN pg_opclass o ON o.oid = k.opclass)))
    FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = c.oid)::text,
   CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
-  n.nspname::text
+  n.nspname::text,
+  (SELECT {_IS_OURS}
+   FROM pg_proc p WHERE p.oid = to_regprocedure(quote_ident(n.nspname::text) || '.' || t.signature)),
+  coalesce(has_schema_privilege(n.oid, 'CREATE') AND pg_has_role(c.relowner, 'USAGE'), false)
 FROM set_config('lock_timeout', $2, true)
-CROSS JOIN unnest($1::text[]) WITH ORDINALITY AS t (name, place)
+CROSS JOIN ROWS FROM (unnest($1::text[]), unnest($3::text[])) WITH ORDINALITY AS t (name, signature, place)
 LEFT JOIN pg_class c ON c.oid = to_regclass(quote_ident(t.name))
 LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
@@ -59,7 +65,8 @@ class TableState:
     """One table as the catalog shows it.
 
     ``rows`` is the planner's estimate, None where it never counted; ``filled``: it occupies space, so that it
-    may hold rows; ``schema`` is where it was found.
+    may hold rows; ``schema`` is where it was found. ``function`` is None where the table lacks its function, and
+    False where that is not as it should be; ``may_define``: this role may probably make it.
     """
 
     name: str
@@ -71,6 +78,8 @@ class TableState:
     indexes: dict[str, dict[str, Any]]
     partition_key: str | None
     schema: str | None
+    function: bool | None
+    may_define: bool
 
     @property
     def exists(self) -> bool:
@@ -89,7 +98,7 @@ class TableState:
 
 def table_state(row: tuple[Any, ...]) -> TableState:
     """Return the state in one row of `INSPECT`."""
-    name, kind, rows, size, filled, columns, indexes, partition_key, schema = row
+    name, kind, rows, size, filled, columns, indexes, partition_key, schema, function, may_define = row
     return TableState(
         name,
         kind,
@@ -100,6 +109,8 @@ def table_state(row: tuple[Any, ...]) -> TableState:
         {index["name"]: index for index in json.loads(indexes or "[]")},
         partition_key,
         schema,
+        function,
+        may_define,
     )
 
 
@@ -166,10 +177,11 @@ class Change:
     """One thing to do to a table: what it is, in words, and what it takes.
 
     ``kind``: ``columns`` is instant; ``rewrite`` writes the whole table anew under an exclusive lock; ``index``
-    builds ``index``, unless it is ``built`` under its temporary name, and drops the indexes ``drops``.
+    builds ``index``, unless it is ``built`` under its temporary name, and drops the indexes ``drops``; ``function``
+    is instant, and waits for nobody.
     """
 
-    kind: Literal["columns", "rewrite", "index"]
+    kind: Literal["columns", "rewrite", "index", "function"]
     summary: str
     statement: str = ""
     index: Index | None = None
@@ -230,6 +242,14 @@ def index_changes(state: TableState) -> list[Change]:
         *changes,
         *(Change("index", f"drop index {name}", drops=(name,)) for name in obsolete if name in found),
     ]
+
+
+def function_changes(state: TableState) -> list[Change]:
+    """Return what is to do about the function that compares."""
+    if state.function:
+        return []
+    verb = "make" if state.function is None else "replace"
+    return [Change("function", f"{verb} function {function_name(state.name)}", define(state.name))]
 
 
 def _is(found: dict[str, Any], index: Index) -> bool:
