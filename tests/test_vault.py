@@ -258,6 +258,21 @@ def test_an_invalid_event_in_a_batch(face: OpenVault, ready_dsn: str) -> None:
     assert ids(ready_dsn) == []
 
 
+def test_an_invalid_event_late_in_a_large_batch(face: OpenVault, ready_dsn: str) -> None:
+    """By then the first ones are with the server already; none of them is stored, and the vault goes on."""
+    vault = face(**ready(ready_dsn))
+    batch: list[Any] = [{"event": "e", "data": {"n": number}} for number in range(5000)]
+    batch[4321] = {"event": "e", "data": {"n": float("nan")}}
+    with pytest.raises(ValidationError) as caught:
+        vault.emit_many(batch)
+    assert caught.value.field == "events[4321].data.n"
+    assert vault.query.count() == 0
+    batch[4321] = "f"
+    receipts = vault.emit_many(batch)
+    assert [receipt.id for receipt in receipts] == ids(ready_dsn)
+    assert vault.query.count(event="f") == 1
+
+
 def test_a_generator_that_fails(face: OpenVault, ready_dsn: str) -> None:
     def events() -> Iterator[str]:
         yield "a"

@@ -76,7 +76,7 @@ class Config:
     )
     mask_value: str = _option("[REDACTED]", "what stands in place of a masked value")
     default_mode: Literal["sync", "async"] = _option(
-        "sync", '`"sync"`: `emit` returns after the commit; `"async"`: at once, a background thread writes'
+        "sync", '`"sync"`: `emit` returns after the commit; `"async"`: at once, background writers store it'
     )
     environment: str | None = _option(None, "stored with each event that names none; 1-128 characters")
     on_error: Callable[[Exception, Any], object] | None = _option(

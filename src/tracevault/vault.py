@@ -19,7 +19,7 @@ from tracevault.config import Config, config_from
 from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
 from tracevault.event.event import AuditEvent, DiffFields, EventFields
-from tracevault.event.prepare import Prepared, Settings, prepare, prepare_diff
+from tracevault.event.prepare import Batch, Prepared, prepare, prepare_diff
 from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got
 from tracevault.flows import Flow
@@ -56,22 +56,6 @@ def _takes_options_of(
         return init
 
     return same
-
-
-def _prepare_many(events: Iterable[Any], settings: Settings) -> list[Prepared]:
-    if isinstance(events, (str, bytes, Mapping)) or not isinstance(events, Iterable):
-        raise ValidationError(f"`events` must be a list of events, got {got(events)}", field="events")
-    batch = []
-    for place, event in enumerate(events):
-        try:
-            batch.append(prepare(event, {}, settings, mode="sync"))
-        except ValidationError as error:
-            field = f"events[{place}]" + (f".{error.field}" if error.field else "")
-            failure = ValidationError(f"events[{place}]: {error}", field=field)
-        else:
-            continue
-        raise failure
-    return batch
 
 
 def _check_connection(connection: Any, kind: type[Any], *, allow_autocommit: bool) -> bool:
@@ -183,8 +167,9 @@ class AsyncScope:
     ) -> list[Receipt]:
         """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
         self._engine.check_open()
-        batch = _prepare_many(events, self._engine.settings)
+        batch = Batch(events, self._engine.settings)
         if connection is not None:
+            batch.prepare()  # before anything is said in the caller's transaction, which a refusal would end
             flow = insert_many(self.table, batch)
             return await self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
@@ -395,8 +380,9 @@ class Scope:
     ) -> list[Receipt]:
         """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
         self._engine.check_open()
-        batch = _prepare_many(events, self._engine.settings)
+        batch = Batch(events, self._engine.settings)
         if connection is not None:
+            batch.prepare()  # before anything is said in the caller's transaction, which a refusal would end
             flow = insert_many(self.table, batch)
             return self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from tests.docs.pages import PAGES, name
-from tracevault import TracevaultError, errors
+from tracevault import Stats, TracevaultError, errors
 from tracevault.cli.group import tracevault as command_line
 from tracevault.config import Config, option_docs
 from tracevault.event import event
@@ -129,6 +129,20 @@ def fields() -> str:
     )
 
 
+def stats() -> str:
+    """Return the fields of `Stats`, with the docstrings that stand under them."""
+    (node,) = ast.parse(inspect.getsource(Stats)).body
+    assert isinstance(node, ast.ClassDef)
+    return table(
+        ("Field", "Meaning"),
+        (
+            (f"`{line.target.id}`", _text(ast.literal_eval(after.value)))
+            for line, after in zip(node.body, node.body[1:], strict=False)
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(after, ast.Expr)
+        ),
+    )
+
+
 def _purpose(key: str, text: str) -> str:
     """Put a column's help before a text that says nothing but limits."""
     return f"{_sentence(BY_NAME[key].column.help)} {text}" if text[0].isdigit() else text
@@ -226,6 +240,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "columns": columns,
     "indexes": indexes,
     "errors": error_tree,
+    "stats": stats,
     "commands": commands,
     **{f"tracevault {key}": command_help(command) for key, command in command_line.commands.items()},
 }

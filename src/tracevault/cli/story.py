@@ -91,7 +91,7 @@ def tell(audit: Tracevault, shop: Connection[Any], run: str) -> None:
         for event in ("order.packed", "order.shipped")
     )
 
-    # In async mode emit returns at once and a background thread writes; flush waits for it.
+    # In async mode emit returns at once and background writers store it; flush waits for that.
     emit("receipt.mailed", actor=WEB, target=KEPT, mode="async")
     audit.flush()
 

@@ -6,13 +6,13 @@ Pure: it reads the caller's objects, changes none of them, and touches neither d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 from uuid import UUID
 
 from tracevault.errors import ValidationError
@@ -102,6 +102,60 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
     texts["diff"] = encoder.encode(diff, "diff", depth=-1, hidden=encoder.masks("diff"))
     data_text = ", ".join(f'"{part}": {text}' for part, text in texts.items())
     return _finish(name, values, "{" + data_text + "}", settings, mode)
+
+
+class Batch(Sequence[Prepared]):
+    """The events of one `emit_many`, prepared when they are first asked for, and once.
+
+    So the database stores the first ones while the last ones are still prepared. The first few are prepared at
+    once, and all of them where one has an id, as they then go another way. A refusal names the event's place:
+    ``events[3].data.price``.
+    """
+
+    _AT_ONCE = 64
+
+    def __init__(self, events: Any, settings: Settings) -> None:
+        if isinstance(events, (str, bytes, Mapping)) or not isinstance(events, Iterable):
+            raise ValidationError(f"`events` must be a list of events, got {rules.got(events)}", field="events")
+        self._events = list(events)
+        self._settings = settings
+        self._prepared: list[Prepared] = []
+        self.given_ids = any(isinstance(event, Mapping) and event.get("id") is not None for event in self._events)
+        self.prepare(None if self.given_ids else self._AT_ONCE)
+
+    def prepare(self, count: int | None = None) -> None:
+        """Prepare the first ``count`` events, or all."""
+        prepared, settings = self._prepared, self._settings
+        for place in range(len(prepared), len(self._events) if count is None else min(count, len(self._events))):
+            try:
+                prepared.append(prepare(self._events[place], {}, settings, mode="sync"))
+            except ValidationError as error:
+                field = f"events[{place}]" + (f".{error.field}" if error.field else "")
+                failure = ValidationError(f"events[{place}]: {error}", field=field)
+            else:
+                continue
+            raise failure
+
+    def __len__(self) -> int:
+        """How many events there are."""
+        return len(self._events)
+
+    @overload
+    def __getitem__(self, place: int) -> Prepared: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prepared]: ...
+    def __getitem__(self, place: int | slice) -> Prepared | list[Prepared]:
+        """Return what is at ``place``, prepared."""
+        stop = place.indices(len(self))[1] if isinstance(place, slice) else range(len(self))[place] + 1
+        self.prepare(stop)
+        return self._prepared[place]
+
+    def __iter__(self) -> Iterator[Prepared]:
+        """Prepare one after another."""
+        for place in range(len(self)):
+            if place >= len(self._prepared):
+                self.prepare(place + 1)
+            yield self._prepared[place]
 
 
 def _merge(event: Any, fields: Mapping[str, Any], known: frozenset[str]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tracevault.errors import DriverError, DuplicateIdError
 from tracevault.event.binary import copy_stream, encode_row
-from tracevault.event.prepare import Prepared
+from tracevault.event.prepare import Batch, Prepared
 from tracevault.event.record import BY_NAME, INSERT_COLUMNS
 from tracevault.flows import Copy, Flow, Query
 from tracevault.schema.comparison import ARGUMENTS, CONTENT, RIGHTS, call, function_name, says_the_same, signature
@@ -101,6 +101,8 @@ def _confirm_present(table: str, batch: Sequence[Prepared]) -> Flow[None]:
 
 def needs_transaction(batch: Sequence[Prepared], *, replay: bool = False) -> bool:
     """Whether `insert_many` says more than one statement, so that only a transaction makes it all or nothing."""
+    if isinstance(batch, Batch):
+        return replay or batch.given_ids
     return replay or any(prepared.given_id for prepared in batch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
+from tracevault.errors import TracevaultError
 from tracevault.flows import Copy, Flow, Query, Result
 from tracevault.postgres.failures import Place, from_psycopg
 
@@ -101,15 +103,40 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
             return done.value  # type: ignore[no-any-return]
 
 
+class _AbandonedError(Exception):
+    """Ends a COPY from our side; psycopg sends its text, which is all that the server's log is to know."""
+
+
 def _copy(cursor: _Cursor, statement: Copy) -> Result:
-    with cursor.copy(statement.sql.encode()) as copy:
-        for piece in statement.stream:
-            copy.write(piece)
+    refusal = None
+    try:
+        with cursor.copy(statement.sql.encode()) as copy:
+            try:
+                for piece in statement.stream:
+                    copy.write(piece)
+            except TracevaultError as error:
+                refusal = error
+            if refusal is not None:
+                raise _AbandonedError("an event was refused")
+    except _AbandonedError:
+        assert refusal is not None
+        raise refusal from None
     return Result([], cursor.rowcount)
 
 
 async def _copy_async(cursor: _AsyncCursor, statement: Copy) -> Result:
-    async with cursor.copy(statement.sql.encode()) as copy:
-        for piece in statement.stream:
-            await copy.write(piece)
+    refusal = None
+    try:
+        async with cursor.copy(statement.sql.encode()) as copy:
+            try:
+                for piece in statement.stream:
+                    await copy.write(piece)
+                    await asyncio.sleep(0)  # psycopg queues the piece for a task of its own; let it be sent
+            except TracevaultError as error:
+                refusal = error
+            if refusal is not None:
+                raise _AbandonedError("an event was refused")
+    except _AbandonedError:
+        assert refusal is not None
+        raise refusal from None
     return Result([], cursor.rowcount)
