@@ -83,7 +83,12 @@ def make_pool(kind: type[P], conninfo: str, timeout: float, *, write: bool) -> t
     """
     last = LastError()
     base: Any = Connection if issubclass(kind, ConnectionPool) else AsyncConnection
-    configure = _limit_statements(timeout, asynchronous=base is AsyncConnection) if write else None
+    settle = settle_async if base is AsyncConnection else settle_session
+    limit = timeout if write else None
+
+    def configure(connection: Any) -> Any:
+        return settle(connection, limit)
+
     pool = kind(
         conninfo_for(conninfo, timeout),
         connection_class=_remembering(base, last),
@@ -129,16 +134,32 @@ def _remembering(base: Any, last: LastError) -> Any:
     return AsyncRemembering
 
 
-def _limit_statements(timeout: float, *, asynchronous: bool) -> Callable[[Any], Any]:
-    statement = f"SET statement_timeout = {max(1, round(timeout * 1000))}".encode()
+def settle_session(connection: Connection[Any], timeout: float | None) -> None:
+    """Limit the connection's statements to ``timeout`` seconds, unless a pooler such as PgBouncer is in between.
 
-    def configure(connection: Any) -> None:
-        connection.execute(statement)
+    There a session is not ours: what we set would stay behind for other clients, and a statement that we prepare
+    be missing, or be another client's of the same name. So nothing is set and nothing is prepared.
+    """
+    settled = connection.execute(_settle_sql(connection, timeout)).fetchone()
+    if settled is None or not settled[0]:
+        connection.prepare_threshold = None
 
-    async def configure_async(connection: Any) -> None:
-        await connection.execute(statement)
 
-    return configure_async if asynchronous else configure
+async def settle_async(connection: AsyncConnection[Any], timeout: float | None) -> None:
+    """Like `settle_session`, for an async connection."""
+    settled = await (await connection.execute(_settle_sql(connection, timeout))).fetchone()
+    if settled is None or not settled[0]:
+        connection.prepare_threshold = None
+
+
+def _settle_sql(connection: Connection[Any] | AsyncConnection[Any], timeout: float | None) -> bytes:
+    # A pooler hands out process numbers of its own, so that the server's answer differs from what it told us.
+    direct = f"pg_backend_pid() = {connection.info.backend_pid}"
+    if timeout is None:
+        return f"SELECT {direct}".encode()
+    milliseconds = max(1, round(timeout * 1000))
+    # In a CASE, set_config runs only if the condition holds: one round trip, and no setting where it must not be.
+    return f"SELECT CASE WHEN {direct} THEN set_config('statement_timeout', '{milliseconds}', false) END".encode()
 
 
 def borrow(pool: ConnectionPool[Any], last: LastError, place: Place, timeout: float) -> Connection[Any]:
@@ -271,11 +292,10 @@ def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connect
             if key not in {"row_factory", "cursor_factory", "autocommit", "context"}
         }
     target = conninfo_for(conninfo, config.timeout)
-    milliseconds = max(1, round(config.timeout * 1000))
 
     def connect_anew() -> Connection[Any]:
         connection = Connection.connect(target, **kwargs, autocommit=True)
-        connection.execute(f"SET statement_timeout = {milliseconds}".encode())
+        settle_session(connection, config.timeout)
         return connection
 
     return connect_anew
@@ -284,7 +304,7 @@ def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connect
 def connect_once(conninfo: str, timeout: float, place: Place) -> Connection[Any]:
     """Return one autocommit connection, for start-up and the command line."""
     try:
-        return Connection.connect(conninfo_for(conninfo, timeout), autocommit=True)
+        return Connection.connect(conninfo_for(conninfo, timeout), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         failure = from_psycopg(error, place)
     raise failure
@@ -293,7 +313,7 @@ def connect_once(conninfo: str, timeout: float, place: Place) -> Connection[Any]
 async def connect_once_async(conninfo: str, timeout: float, place: Place) -> AsyncConnection[Any]:
     """Return one autocommit connection, for start-up."""
     try:
-        return await AsyncConnection.connect(conninfo_for(conninfo, timeout), autocommit=True)
+        return await AsyncConnection.connect(conninfo_for(conninfo, timeout), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         failure = from_psycopg(error, place)
     raise failure
