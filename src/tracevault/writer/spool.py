@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
@@ -101,7 +101,7 @@ class SpoolFile:
         self.fsync_seconds = 0.0
         self._lock_descriptor = lock
         self._lanes: dict[tuple[str, str], int] = {}
-        self._sync_lock = Lock()
+        self._sync_lock = RLock()
         self._appended = 0
         self._synced = 0
         self._closed = False
