@@ -19,6 +19,9 @@ from tracevault.event.prepare import Prepared
 from tracevault.writer.spool import SpoolFile
 from tracevault.writer.waiter import Waiter
 
+# Seconds between two batches of a lane for which nobody waits, unless whole ones wait: so that a busy process does
+# not spend itself on many small ones. The first record after a pause goes at once.
+_PACE = 0.005
 # A closed queue is being emptied against the clock: no lane waits longer than this for its next attempt.
 _PAUSE_ONCE_CLOSED = 0.05
 
@@ -57,6 +60,7 @@ class Lane:
         self.accepted = 0
         self.loaded = 0
         self.loading = False
+        self.taken_at = 0.0
         # Since when its head waits, when a writer may look at it again, and up to which number without lingering.
         self.since = 0.0
         self.not_before = 0.0
@@ -259,7 +263,7 @@ class Queue:
             return lane, []
         batch = [lane.waiting.popleft() for _ in range(min(lane.most, len(lane.waiting)))]
         lane.flights.add(batch[0].number)
-        lane.since = time.monotonic()
+        lane.since = lane.taken_at = time.monotonic()
         if self._idle and lane.waiting:
             self._work.notify()
         return lane, batch
@@ -280,7 +284,7 @@ class Queue:
             or len(lane.waiting) >= lane.most
             or self._size >= self._limit
         )
-        return max(lane.not_before, lane.since + (0.0 if urgent else self._linger))
+        return max(lane.not_before, 0.0 if urgent else max(lane.since + self._linger, lane.taken_at + _PACE))
 
     def fill(self, lane: Lane, items: Sequence[Item], *, last: int | None) -> None:
         """Give ``lane`` its next records from the disk; ``last``: there is none left up to this number."""
