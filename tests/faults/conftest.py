@@ -25,8 +25,8 @@ _numbers = iter(range(1, 10**6))
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     if report.when == "call":  # type: ignore[attr-defined]
-        item.stash[_FAILED] = report.failed  # type: ignore[attr-defined]
-    return report  # type: ignore[return-value]
+        item.stash[_FAILED] = report.failed
+    return report
 
 
 def pytest_report_header() -> str:

@@ -55,6 +55,7 @@ class Victim:
         self.name = name
         self._ledger = ledger
         self._answers: Queue[dict[str, Any]] = Queue()
+        self._dry = threading.Event()
         self._out, descriptor = os.pipe()
         spec = {**spec, "name": name, "descriptor": descriptor}
         paths = [path for path in (SOURCES, str(ROOT)) if path]
@@ -98,10 +99,6 @@ class Victim:
                     self._ledger.hear(self.name, text)
         self._answers.put({"died": True})
         self._dry.set()
-
-    @property
-    def _dry(self) -> threading.Event:
-        return self.__dict__.setdefault("_dry_event", threading.Event())
 
     listening = False
     """Whether to go on listening after the victim's death, to a child that it forked."""
