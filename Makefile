@@ -1,5 +1,5 @@
 # Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
-.PHONY: demo test lint bench docs sql clean
+.PHONY: demo test lint bench faults docs sql clean
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -15,6 +15,9 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+faults: $(VENV)/ready  ## break everything around the writer, and compare a ledger with the table
+	$(PYTHON) -m pytest tests/faults -o norecursedirs='.*'
 
 bench: $(VENV)/ready  ## ratios against plain psycopg, measured in one run
 	$(PYTHON) benchmarks/run.py

@@ -1,0 +1,3 @@
+"""Commands of the victim that fork, or end its process."""
+
+from __future__ import annotations
