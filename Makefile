@@ -20,7 +20,7 @@ faults: $(VENV)/ready  ## break everything around the writer, and compare a ledg
 	$(PYTHON) -m pytest tests/faults -o norecursedirs='.*'
 
 bench: $(VENV)/ready  ## ratios against plain psycopg, measured in one run
-	$(PYTHON) benchmarks/run.py
+	$(PYTHON) -m benchmarks.run
 
 docs: $(VENV)/ready  ## write the tables of README and docs anew from their source
 	$(PYTHON) -m tests.docs.tables

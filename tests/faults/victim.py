@@ -20,7 +20,6 @@ from typing import Any
 import psycopg
 
 import tracevault
-from tests.faults import crash_commands
 from tests.faults.ledger import payload_of
 
 
@@ -135,10 +134,6 @@ class Victim:
         self.tell("S", json.dumps(stats))
         return stats
 
-    def crash(self, command: str, **arguments: Any) -> Any:
-        """Run one of the commands that fork, or end this process."""
-        return getattr(crash_commands, command)(self, **arguments)
-
     # -- the pieces ----------------------------------------------------------------------------------------
 
     def token(self, event: str) -> str:
@@ -182,8 +177,7 @@ class Victim:
     def serve(self) -> None:
         """Do what the supervisor says, until it closes the pipe."""
         commands: dict[str, Callable[..., Any]] = {
-            name: getattr(self, name)
-            for name in ("start", "emit", "many", "begin", "stop", "flush", "close", "stats", "crash")
+            name: getattr(self, name) for name in ("start", "emit", "many", "begin", "stop", "flush", "close", "stats")
         }
         for line in sys.stdin:
             order = json.loads(line)

@@ -1,3 +1,0 @@
-"""Commands of the victim that fork, or end its process."""
-
-from __future__ import annotations
