@@ -1,0 +1,66 @@
+"""The checker is checked: sources with a known fault must turn a scenario red."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What is changed in which file, the scenario that must see it, and what the scenario says then.
+MUTANTS = {
+    "replays do not expect to find their ids": (
+        "flows/write.py",
+        'skip = " ON CONFLICT DO NOTHING" if taken else ""',
+        'skip = ""',
+        "test_killed_between_commit_and_delete",
+        "not drained|proves nothing|doubled|lost",
+    ),
+    "records leave the spool before the commit": (
+        "writer/background.py",
+        "            failure, connected, certain = self._try(session, lane, part, place)\n",
+        "            if lane.spool is not None:\n"
+        "                self._forget(lane.spool, part)\n"
+        "            failure, connected, certain = self._try(session, lane, part, place)\n",
+        "test_killed_a_hundred_times",
+        "lost",
+    ),
+    "the time is stamped when it is written": (
+        "writer/spool.py",
+        "        row = decode_row(encoded, self._columns)\n",
+        "        import datetime\n"
+        "        row = list(decode_row(encoded, self._columns))\n"
+        "        row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
+        "        row = tuple(row)\n",
+        "test_two_processes_race_to_adopt",
+        "occurred at",
+    ),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_turns_the_checker_red(mutant: str, tmp_path: Path) -> None:
+    name, text, changed, scenario, complaint = MUTANTS[mutant]
+    sources = tmp_path / "src"
+    shutil.copytree(ROOT / "src", sources)
+    file = sources / "tracevault" / name
+    before = file.read_text()
+    assert before.count(text) == 1, f"{name} has changed: mend the mutant"
+    file.write_text(before.replace(text, changed))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/faults/test_spool.py", "-o", "norecursedirs=.*", "-k", scenario, "-q"],
+        cwd=ROOT,
+        env={**os.environ, "TRACEVAULT_FAULTS_SOURCES": str(sources)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stdout[-3000:]
+    assert re.search(f"(FaultError|VacuousError).*({complaint})", result.stdout), result.stdout[-3000:]
