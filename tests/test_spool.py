@@ -69,6 +69,7 @@ def test_what_is_delivered_is_forgotten(durability: str, face: OpenVault, ready_
     assert balanced(stats)
     vault.close()
     assert files(tmp_path) == []
+    assert (vault.stats().delivered, vault.stats().spooled) == (301, 0)  # counts outlive the vault
 
 
 def test_more_than_memory_holds(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:

@@ -387,6 +387,8 @@ class SpoolFile:
     def oldest(self) -> Prepared | None:
         """Return the record that waits longest."""
         with self.mutex:
+            if self._closed:
+                return None
             found = self._db.execute("SELECT flags, row FROM records ORDER BY seq LIMIT 1").fetchone()
         return None if found is None else self._prepared(*found)
 
