@@ -59,3 +59,13 @@ def test_dead_letters_of_a_living_process(command: list[str], ready_dsn: str, tm
         expected = "bad" if command == ["requeue"] else "tracevault.dead_letter.dropped"
         wait_for(lambda: events(ready_dsn) == [expected], 10)
         assert run(["spool", "dead", *command, id_, "--spool", folder]) == 3
+
+
+def test_flush_delivers_what_was_requeued(ready_dsn: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "spool")
+    with vault_with_a_dead_letter(ready_dsn, tmp_path):
+        pass
+    rows(ready_dsn, "ALTER TABLE audit_logs DISABLE TRIGGER USER")
+    assert run(["spool", "dead", "requeue", "--all", "--spool", folder]) == 0
+    assert run(["spool", "flush", "--spool", folder, "--dsn", ready_dsn]) == 0
+    assert events(ready_dsn) == ["bad"]

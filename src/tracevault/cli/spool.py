@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tracevault.cli.options import output_options
+from tracevault import UndeliveredError
+from tracevault.cli.connect import conninfo, write_dsn
+from tracevault.cli.options import dsn_option, output_options
 from tracevault.cli.output import Output, console, json_line, json_text, size, visible, write_lines
+from tracevault.config import Config
 from tracevault.event.payload import iso_utc
 from tracevault.event.prepare import unstored_record
+from tracevault.postgres.pool import writer_connect
 from tracevault.writer import inspection
+from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.inspection import Letter
 
 _spool = click.option(
@@ -51,6 +58,32 @@ def status(folder: Path, output: Output) -> None:
             for file in found
         ],
     )
+
+
+@spool.command()
+@_spool
+@dsn_option("DATABASE_URL_WRITE")
+@click.option("--timeout", metavar="S", type=float, default=30.0, help="seconds to wait at most; default: 30")
+@click.pass_context
+def flush(ctx: click.Context, folder: Path, dsn: str | None, timeout: float) -> None:
+    """Deliver what orphans hold to a database, also what waited for another one.
+
+    Exit 3 if records are left when time is up.
+    """
+    inspection.paths(folder)
+    with conninfo(write_dsn(dsn)) as target:
+        config = Config(connection_string=target, spool=folder)
+        # Without a target of its own the writer adopts every orphan.
+        writer = BackgroundWriter(config, writer_connect(config, target))
+        assert writer.spool is not None
+        deadline = time.monotonic() + timeout
+        while (left := sum(file.depth for file in writer.spool.files())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        counts = writer.stats()
+        with suppress(UndeliveredError):  # told below
+            writer.close(1.0)
+    click.echo(f"delivered: {counts.delivered}, dead letters: {counts.dead}, left: {left}", err=True)
+    ctx.exit(3 if left else 0)
 
 
 @spool.group()
