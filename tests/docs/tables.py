@@ -204,11 +204,19 @@ def commands() -> str:
     )
 
 
-def command_help(command: click.Command) -> Callable[[], str]:
+def all_commands(group: click.Group, prefix: str = "tracevault") -> Iterable[tuple[str, click.Command]]:
+    """Yield the commands of a group and of the groups in it, each by its full name."""
+    for key, command in group.commands.items():
+        yield f"{prefix} {key}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{prefix} {key}")
+
+
+def command_help(full_name: str, command: click.Command) -> Callable[[], str]:
     """Return a function that returns what ``--help`` says of a command, as Markdown."""
 
     def text() -> str:
-        usage = " ".join(["tracevault", str(command.name), *command.collect_usage_pieces(click.Context(command))])
+        usage = " ".join([full_name, *command.collect_usage_pieces(click.Context(command))])
         rows = [_option(command, option) for option in command.params if isinstance(option, click.Option)]
         parts = [f"`{usage}`", _text(inspect.cleandoc(command.help or ""))]
         if rows:
@@ -242,7 +250,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "errors": error_tree,
     "stats": stats,
     "commands": commands,
-    **{f"tracevault {key}": command_help(command) for key, command in command_line.commands.items()},
+    **{key: command_help(key, command) for key, command in all_commands(command_line)},
 }
 
 

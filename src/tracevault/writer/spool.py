@@ -291,27 +291,6 @@ class SpoolFile:
         for seq, scope, table, flags, row, sqlstate, message, died_at in found:
             yield DeadLetter(seq, scope, table, self._prepared(flags, row), row, sqlstate, message, died_at)
 
-    def requeue(self, number: int) -> None:
-        """Make a dead letter wait again, as a new record: what was wrong may be mended."""
-
-        def work() -> int:
-            self._db.execute(
-                f"INSERT INTO records SELECT ?, lane, flags | {_IN_DOUBT}, row FROM dead WHERE seq = ?",
-                (self._next, number),
-            )
-            return self._db.execute("DELETE FROM dead WHERE seq = ?", (number,)).rowcount
-
-        with self.mutex:
-            moved = self._write(work)
-            self._next += 1
-            self.depth += moved
-            self.dead -= moved
-
-    def drop(self, number: int) -> None:
-        """Forget a dead letter."""
-        with self.mutex:
-            self.dead -= self._write(lambda: self._db.execute("DELETE FROM dead WHERE seq = ?", (number,)).rowcount)
-
     # -- upkeep --------------------------------------------------------------------------------------------
 
     def _write(self, work: Callable[[], T]) -> T:
