@@ -97,12 +97,19 @@ def drop(folder: Path, chosen: Iterable[Letter], reason: str, quota: int = Confi
         data = {"id": letter.id, "event": letter.event, "table": letter.table}
         fields = {
             "data": {**data, "sqlstate": letter.sqlstate, "reason": reason},
-            "actor": {"id": getpass.getuser(), "type": "operator"},
+            "actor": {"id": _operator(), "type": "operator"},
         }
         prepared = prepare(DROPPED, fields, Settings(Encoder(frozenset(), "", Config.max_event_bytes), None, "async"))
         return prepared, encode_row(prepared.row), False
 
     _move(folder, chosen, quota, audit)
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user of a container without a name
+        return f"uid {os.getuid()}"
 
 
 def _move(

@@ -75,19 +75,6 @@ class SpoolLane(NamedTuple):
     """The highest sequence number that waits; 0 if none does."""
 
 
-class DeadLetter(NamedTuple):
-    """A record that the database refused for what it is, and why."""
-
-    seq: int
-    scope: str
-    table: str
-    prepared: Prepared
-    encoded: bytes
-    sqlstate: str | None
-    message: str
-    died_at: float
-
-
 class SpoolFile:
     """One file, open and locked by this process. Safe from any thread; not to be used in a forked child."""
 
@@ -278,18 +265,6 @@ class SpoolFile:
             self._write(work)
             self.depth -= 1
             self.dead += 1
-
-    # -- dead letters --------------------------------------------------------------------------------------
-
-    def dead_letters(self) -> Iterator[DeadLetter]:
-        """Return the dead letters, oldest first."""
-        with self.mutex:
-            found = self._db.execute(
-                'SELECT seq, scope, "table", flags, row, sqlstate, message, died_at '
-                "FROM dead JOIN lanes ON lanes.id = lane ORDER BY seq"
-            ).fetchall()
-        for seq, scope, table, flags, row, sqlstate, message, died_at in found:
-            yield DeadLetter(seq, scope, table, self._prepared(flags, row), row, sqlstate, message, died_at)
 
     # -- upkeep --------------------------------------------------------------------------------------------
 
