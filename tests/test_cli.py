@@ -139,7 +139,7 @@ def test_help_lists_every_command(cli: Cli) -> None:
     done = cli()
     assert (done.code, done.err) == (0, "")
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
-    assert listed == ["demo", "emit", "find", "get", "count", "migrate", "doctor", "init-sql", "sql-path"]
+    assert listed == ["demo", "emit", "find", "get", "count", "migrate", "doctor", "spool", "init-sql", "sql-path"]
 
 
 def test_version(cli: Cli) -> None:
