@@ -23,6 +23,7 @@ from tests.faults.ledger import FaultError, Ledger, VacuousError, Verdict, check
 from tests.faults.proxy import Proxy
 from tests.faults.server import ROLE, Server
 from tests.faults.shim import Shim
+from tracevault.writer.inspection import is_held
 
 ROOT = Path(__file__).resolve().parents[2]
 # A mutant puts its own copy of the sources here, for the victims alone.
@@ -261,9 +262,9 @@ class Scenario:
         def empty() -> bool:
             nonlocal stats
             stats = victim.stats()
-            others = [path for path in self.spool.glob("*.spool") if self.spool.exists()]
+            orphans = [path for path in self.spool.glob("*.spool") if not is_held(path)]
             waiting = stats["spooled"] + stats["queued"] + stats["in_flight"]
-            return waiting == 0 and len(others) <= 1 + leave_dead
+            return waiting == 0 and len(orphans) <= leave_dead
 
         self.until(empty, within, lambda: f"not drained: {stats}, {sorted(self.spool.glob('*'))}\n{victim.tail()}")
         return stats
