@@ -33,11 +33,12 @@ MUTANTS = {
     ),
     "the time is stamped when it is written": (
         "writer/spool.py",
-        "        row = decode_row(encoded, self._columns)\n",
-        "        import datetime\n"
-        "        row = list(decode_row(encoded, self._columns))\n"
-        "        row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
-        "        row = tuple(row)\n",
+        '    mode = row[INSERT_COLUMNS.index("mode")]\n',
+        "    import datetime\n"
+        "    row = list(row)\n"
+        "    row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
+        "    row = tuple(row)\n"
+        '    mode = row[INSERT_COLUMNS.index("mode")]\n',
         "test_two_processes_race_to_adopt",
         "occurred at",
     ),

@@ -20,12 +20,11 @@ from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings, prepare
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.writer.spool import FORMAT, LOCK_SUFFIX, SUFFIX, SpoolFile
+from tracevault.writer.spool import FORMAT, LOCK_SUFFIX, SUFFIX, SpoolFile, prepared_from
 
 DROPPED = "tracevault.dead_letter.dropped"
 # Seconds to wait for whoever writes in a file at the same moment.
 _BUSY_TIMEOUT = 10.0
-_GIVEN_ID, _GIVEN_TIME = 1, 2
 _EVENT, _OCCURRED_AT = INSERT_COLUMNS.index("event"), INSERT_COLUMNS.index("occurred_at")
 
 
@@ -157,8 +156,7 @@ def _letters(path: Path) -> list[Letter]:
         letters = []
         for seq, scope, table, flags, encoded, *why in found:
             row = decode_row(encoded, columns)
-            mode = row[INSERT_COLUMNS.index("mode")]
-            prepared = Prepared(row[0], mode, row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
+            prepared = prepared_from(flags, row)
             letters.append(Letter(path, seq, meta["target"], scope, table, prepared, encode_row(row), *why))
         return letters
     return []

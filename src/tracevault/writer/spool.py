@@ -231,9 +231,7 @@ class SpoolFile:
         return [Spooled(seq, self._prepared(flags, row), row, bool(flags & _IN_DOUBT)) for seq, flags, row in found]
 
     def _prepared(self, flags: int, encoded: bytes) -> Prepared:
-        row = decode_row(encoded, self._columns)
-        mode = row[INSERT_COLUMNS.index("mode")]
-        return Prepared(row[0], mode, row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
+        return prepared_from(flags, decode_row(encoded, self._columns))
 
     def delete(self, numbers: Sequence[int]) -> None:
         """Forget records that PostgreSQL has."""
@@ -314,11 +312,6 @@ class SpoolFile:
     _folded = 0
 
     @property
-    def dirty(self) -> bool:
-        """Whether something is appended that is not synced."""
-        return self._synced < self._appended
-
-    @property
     def _ballast(self) -> Path:
         return self.path.with_suffix(BALLAST_SUFFIX)
 
@@ -388,6 +381,12 @@ class SpoolFile:
         os.close(self._lock_descriptor)
         for connection in (self._db, self._checkpointer):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def prepared_from(flags: int, row: tuple[Any, ...]) -> Prepared:
+    """Return the record of a row that was read back, with its flags."""
+    mode = row[INSERT_COLUMNS.index("mode")]
+    return Prepared(row[0], mode, row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
 
 
 def acquire_lock(path: Path) -> int | None:
