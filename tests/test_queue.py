@@ -141,7 +141,8 @@ def test_what_does_not_fit_is_read_back_in_its_turn() -> None:
     queue, spool = Queue(2, 10, 0), object()
     lane = lane_of(queue, spool=spool)
     for number, name in enumerate("abcd", 1):
-        assert queue.offer(lane, Item(NOTHING if name > "b" else name), number)  # type: ignore[arg-type]
+        item = Item(NOTHING if name > "b" else name)  # type: ignore[arg-type]
+        assert queue.offer_spooled(lane, item, number) == (name <= "b")
     mark = queue.mark()
     taken, batch = take(queue)
     assert names(batch) == ["a", "b"]

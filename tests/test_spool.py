@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,9 @@ from tests.conftest import rows
 from tests.faces import Face, OpenVault
 from tests.test_background import REFUSE_BAD, down, events, locked, undelivered, wait_for
 from tracevault import ConfigError, DriverError, QueueFullError, SpoolError, Stats
+from tracevault.event.ids import uuid7
+from tracevault.postgres.pool import target_of
+from tracevault.writer.frames import frame
 
 
 def open_vault(face: OpenVault, dsn: str, folder: Path, **more: Any) -> Face:
@@ -152,7 +157,7 @@ def test_a_dead_letter(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
     assert (stats.dead, stats.poison, stats.spooled) == (1, 1, 0)
     assert balanced(stats)
     vault.close()
-    assert events_while_down(tmp_path) == 1
+    assert files(tmp_path) == ["dead-letters"]
 
 
 def test_all_refused_is_the_operators_matter(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
@@ -223,7 +228,84 @@ def test_a_broken_file_is_set_aside(
     vault.flush()
     assert events(ready_dsn) == ["a"]
     assert "1-abc.corrupt" in files(tmp_path)
-    assert "is broken" in caplog.text
+    assert "is no spool file" in caplog.text
+
+
+def spoil(file: Path, part: float) -> None:
+    """Overwrite a few bytes somewhere in a file."""
+    with file.open("r+b") as stream:
+        stream.seek(int(file.stat().st_size * part))
+        stream.write(b"\xf1TV\n spoilt")
+
+
+def the_file(folder: Path) -> Path:
+    (found,) = (folder / "spool").glob("*.spool")
+    return found
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_what_is_whole_in_a_damaged_file_is_delivered(
+    part: float, face: OpenVault, ready_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = open_vault(face, ready_dsn, tmp_path)
+    with down(ready_dsn):
+        for number in range(400):
+            vault.emit(str(number))
+        vault.close(timeout=0.0)
+    spoil(the_file(tmp_path), part)
+    second = open_vault(face, ready_dsn, tmp_path)
+    lost = 1 if part else 0  # what stands at the beginning is said again later
+    wait_for(lambda: len(events(ready_dsn)) == 400 - lost)
+    wait_for(lambda: [Path(name).suffix for name in files(tmp_path)] == [".corrupt"] * lost)
+    assert (f"damaged: {lost} records" in caplog.text) == bool(lost)
+    assert balanced(second.stats())
+
+
+def test_damage_under_a_living_process(
+    face: OpenVault, ready_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = open_vault(face, ready_dsn, tmp_path, max_queue=20)
+    with locked(ready_dsn):
+        for number in range(400):
+            vault.emit(str(number))
+        spoil(the_file(tmp_path), 0.5)
+    wait_for(lambda: len(events(ready_dsn)) == 399)
+    wait_for(lambda: "1 records in it cannot be read" in caplog.text)
+    vault.emit("more")
+    wait_for(lambda: len(events(ready_dsn)) == 400)
+
+
+def test_a_busy_process_gives_room_back(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
+    vault = open_vault(face, ready_dsn, tmp_path, spool_quota_bytes=2**20)
+    for number in range(400):
+        vault.emit(str(number), data={"text": "x" * 10_000})
+    vault.flush(timeout=30)
+    assert len(events(ready_dsn)) == 400
+    wait_for(lambda: vault.stats().spool_bytes < 2**17)
+    assert balanced(vault.stats())
+
+
+def test_a_file_of_an_earlier_version(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
+    columns = ("id", "event", "occurred_at", "mode", "data")
+    header = {"format": 1, "columns": columns, "target": target_of(ready_dsn), "lanes": [[1, "default", "audit_logs"]]}
+    row = struct.pack("!hi16s", 5, 16, uuid7().bytes) + struct.pack("!i5s", 5, b"early")
+    row += struct.pack("!iq", 8, 10**15) + struct.pack("!i5s", 5, b"async") + struct.pack("!i3s", 3, b"\x01{}")
+    (tmp_path / "spool").mkdir()
+    body = struct.pack("!cQHB", b"R", 1, 1, 0) + row
+    (tmp_path / "spool" / "1-abc.spool").write_bytes(frame(b"H" + json.dumps(header).encode()) + frame(body))
+    open_vault(face, ready_dsn, tmp_path)
+    wait_for(lambda: events(ready_dsn) == ["early"])
+
+
+def test_a_file_of_a_later_version_is_left_alone(
+    face: OpenVault, ready_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spool").mkdir()
+    file = tmp_path / "spool" / "1-abc.spool"
+    file.write_bytes(frame(b"H" + json.dumps({"format": 2}).encode()))
+    open_vault(face, ready_dsn, tmp_path).close()
+    assert file.exists()
+    assert "written by a later version" in caplog.text
 
 
 def test_a_forked_child_has_a_file_of_its_own(ready_dsn: str, tmp_path: Path) -> None:

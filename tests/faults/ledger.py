@@ -29,6 +29,8 @@ from uuid import UUID
 
 import psycopg
 
+from tracevault.writer.dead import letters as dead_letters
+
 TOKEN = re.compile(r"[\w.-]+/[\w.]+/\d+")
 # PostgreSQL keeps microseconds, and the clock is read on both sides of emit; this much is measured inexactly.
 _CLOCK_SLACK = 0.005
@@ -233,17 +235,8 @@ def _problems(token: str, entry: Entry, row: tuple[Any, ...], *, clock: bool) ->
 
 
 def dead_in(spool: Path) -> Counter[str]:
-    """Return the tokens of the dead letters in a spool directory, wherever in their rows they stand."""
-    import sqlite3
-
+    """Return the tokens of the dead letters in a spool directory."""
     tokens: Counter[str] = Counter()
-    for file in sorted(spool.glob("*.spool")):
-        connection = sqlite3.connect(file, timeout=5)
-        try:
-            for row in connection.execute("SELECT * FROM dead"):
-                cells = [bytes(cell) if isinstance(cell, bytes) else str(cell).encode() for cell in row]
-                names = {match for cell in cells for match in TOKEN.findall(cell.decode(errors="replace"))}
-                tokens.update(names)
-        finally:
-            connection.close()
+    for letter in dead_letters(spool):
+        tokens.update(set(TOKEN.findall(str(letter.prepared.row))))
     return tokens

@@ -23,7 +23,7 @@ from tests.faults.ledger import FaultError, Ledger, VacuousError, Verdict, check
 from tests.faults.proxy import Proxy
 from tests.faults.server import ROLE, Server
 from tests.faults.shim import Shim
-from tracevault.writer.inspection import is_held
+from tracevault.writer.spool import is_held
 
 ROOT = Path(__file__).resolve().parents[2]
 # A mutant puts its own copy of the sources here, for the victims alone.

@@ -27,18 +27,19 @@ MUTANTS = {
         "            failure, connected, certain = self._try(session, lane, part, place)\n",
         "            if lane.spool is not None:\n"
         "                self._forget(lane.spool, part)\n"
+        "                lane.spool.depth += len(part)\n"
         "            failure, connected, certain = self._try(session, lane, part, place)\n",
         "test_killed_a_hundred_times",
         "lost",
     ),
     "the time is stamped when it is written": (
         "writer/spool.py",
-        '    mode = row[INSERT_COLUMNS.index("mode")]\n',
+        "    return Prepared(row[_ID], row[_MODE], row, ",
         "    import datetime\n"
         "    row = list(row)\n"
         "    row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
         "    row = tuple(row)\n"
-        '    mode = row[INSERT_COLUMNS.index("mode")]\n',
+        "    return Prepared(row[_ID], row[_MODE], row, ",
         "test_two_processes_race_to_adopt",
         "occurred at",
     ),

@@ -21,7 +21,7 @@ from tracevault.event.prepare import unstored_record
 from tracevault.postgres.pool import writer_connect
 from tracevault.writer import inspection
 from tracevault.writer.background import BackgroundWriter
-from tracevault.writer.inspection import Letter
+from tracevault.writer.dead import Letter
 
 _spool = click.option(
     "--spool", "folder", metavar="DIR", required=True, type=click.Path(path_type=Path), help="the folder of the spool"
@@ -44,7 +44,7 @@ def status(folder: Path, output: Output) -> None:
         write_lines(json_text(file._asdict()) for file in found)
         return
     _print(
-        ("file", "held by", "database", "waiting", "dead", "size", "oldest"),
+        ("file", "held by", "database", "waiting", "dead", "unreadable", "size", "oldest"),
         [
             (
                 file.name,
@@ -52,6 +52,7 @@ def status(folder: Path, output: Output) -> None:
                 file.target,
                 f"{file.waiting:,}",
                 f"{file.dead:,}",
+                f"{file.unreadable:,}",
                 size(file.bytes),
                 "" if file.oldest_seconds is None else f"{file.oldest_seconds:,.0f} s",
             )
@@ -174,7 +175,6 @@ def _why(letter: Letter) -> dict[str, Any]:
         "sqlstate": letter.sqlstate,
         "died_at": iso_utc(datetime.fromtimestamp(letter.died_at, UTC)),
         "message": letter.message,
-        "file": letter.path.name,
     }
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from threading import Lock, Thread, current_thread
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import Connection
@@ -35,10 +35,12 @@ from tracevault.event.record import INSERT_COLUMNS
 from tracevault.flows.write import insert_many, needs_transaction
 from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown
 from tracevault.postgres.run import run
+from tracevault.writer import dead
 from tracevault.writer.adoption import SpoolFolder
+from tracevault.writer.dead import Letter
 from tracevault.writer.limit import Watch
 from tracevault.writer.queue import Item, Lane, Queue
-from tracevault.writer.spool import SpoolFile, SpoolFullError
+from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError
 from tracevault.writer.stats import Counters, Stats
 from tracevault.writer.upkeep import Spool
 from tracevault.writer.waiter import LoopWaiter, Waiter, finish_all
@@ -46,6 +48,8 @@ from tracevault.writer.waiter import LoopWaiter, Waiter, finish_all
 _log = logging.getLogger("tracevault")
 
 Where = Literal["memory", "spool", "dropped"]
+# Where a record was appended, and the mark for `SpoolFile.sync`.
+_Mark: TypeAlias = tuple[SpoolFile, int]
 
 MAX_WRITERS = 4
 # So many where a commit is quick: more would only compete for the processor. Measured, see `_CommitCost`.
@@ -76,6 +80,7 @@ class BackgroundWriter:
         self._queue = Queue(config.max_queue, config.async_batch_size, config.async_flush_interval_ms / 1000)
         self.counters = Counters()
         self._lock = Lock()
+        self._moving = Lock()
         self._threads: list[Thread] = []
         self._give_up_at: float | None = None
         self._dropping = False
@@ -83,8 +88,14 @@ class BackgroundWriter:
         self._commit_cost = _CommitCost()
         self.spool: Spool | None = None
         if config.spool is not None:
-            folder = SpoolFolder(os.fspath(config.spool), quota=config.spool_quota_bytes, target=target)
-            self.spool = Spool(folder, self._adopt, self._queue.forget)
+            self.spool = Spool(
+                SpoolFolder(os.fspath(config.spool), target=target),
+                config.spool_quota_bytes,
+                adopted=self._adopt,
+                failed=self._move_on,
+                is_done=self._queue.done_with,
+                let_go=self._queue.forget,
+            )
             self.spool.start()
         # From now on, not from the first record on: callbacks that the application registers later run earlier.
         self._pid = os.getpid()
@@ -100,9 +111,9 @@ class BackgroundWriter:
             while kept is None and (left := deadline - time.monotonic()) > 0:
                 self._queue.wait_room(min(left, 0.1))
                 kept = self._offer(scope, table, prepared)
-        where, mark = kept or self._refuse()
-        if mark is not None and self._config.durability == "fsync":
-            self._spool_file().sync(mark)
+        where, spooled = kept or self._refuse()
+        if spooled is not None and self._config.durability == "fsync":
+            self._sync(*spooled)
         return where
 
     async def put_async(self, scope: str, table: str, prepared: Prepared) -> Where:
@@ -116,13 +127,13 @@ class BackgroundWriter:
                 return kept is not None
 
             await self._wait_async(offered, self._config.timeout)
-        where, mark = kept or self._refuse()
-        if mark is not None and self._config.durability == "fsync":
-            await asyncio.to_thread(self._spool_file().sync, mark)
+        where, spooled = kept or self._refuse()
+        if spooled is not None and self._config.durability == "fsync":
+            await asyncio.to_thread(self._sync, *spooled)
         return where
 
-    def _offer(self, scope: str, table: str, prepared: Prepared) -> tuple[Where, int | None] | None:
-        """Take a record if there is room; return where it is, and its mark for `SpoolFile.sync`."""
+    def _offer(self, scope: str, table: str, prepared: Prepared) -> tuple[Where, _Mark | None] | None:
+        """Take a record if there is room; return where it is, and what to sync."""
         if self.spool is not None:
             try:
                 return "spool", self.keep(scope, table, prepared)
@@ -134,54 +145,74 @@ class BackgroundWriter:
         self._ensure_writer()
         return "memory", None
 
-    def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> int:
-        """Append a record to the spool, and have it delivered."""
+    def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> _Mark:
+        """Append a record to the spool, and have it delivered. Return the file, and its mark there."""
         if self._queue.closed:
             raise TracevaultError("the vault is closed; no further events are accepted")
+        spool = self.spool
+        assert spool is not None
         item = Item(prepared, encode_row(prepared.row), in_doubt=in_doubt)
-        assert self.spool is not None
-        file = self._spool_file()
+        file = spool.own()
         try:
             mark = self._append(file, scope, table, item)
         except SpoolFullError:
             raise
-        except SpoolError:
-            self._set_aside(file)
-            mark = self._append(self._spool_file(), scope, table, item)
+        except SpoolError as error:
+            if not isinstance(error, RetiredError):
+                _log.error("%s; another one is begun", error)
+                spool.begin_another(file)
+            file = spool.own()
+            mark = self._append(file, scope, table, item)
         self._dropping = False
-        self.spool.appended()
+        spool.appended(file)
         self._ensure_writer()
-        return mark
+        return file, mark
 
     def _append(self, file: SpoolFile, scope: str, table: str, item: Item) -> int:
-        lane = self._queue.lane(scope, table, spool=file)
-        assert item.encoded is not None
-        return file.append(
-            scope,
-            table,
-            item.prepared,
-            item.encoded,
-            in_doubt=item.in_doubt,
-            kept=lambda seq: self._queue.offer(lane, item, seq),
-        )
+        lane, encoded = self._queue.lane(scope, table, spool=file), item.encoded
+        assert encoded is not None
 
-    def _spool_file(self) -> SpoolFile:
-        assert self.spool is not None
-        return self.spool.own()
+        def kept(number: int) -> bool:
+            return self._queue.offer_spooled(lane, item, number)
 
-    def _set_aside(self, file: SpoolFile) -> None:
-        """Go on without a file that is broken; what is in memory of it is kept in a new one."""
-        assert self.spool is not None
-        salvaged = [
-            (lane, item)
-            for lane in self._queue.lanes()
-            if lane.spool is file
-            for item in self._queue.waiting(lane, self._config.max_queue)
-        ]
-        self._queue.forget(file)
-        self.spool.replace(file)
-        for lane, item in salvaged:
-            self.keep(lane.scope, lane.table, item.prepared, in_doubt=True)
+        return file.append(scope, table, item.prepared, encoded, in_doubt=item.in_doubt, kept=kept)
+
+    def _sync(self, file: SpoolFile, mark: int) -> None:
+        try:
+            file.sync(mark)
+        except RetiredError:
+            pass  # whoever closed it had seen everything in it delivered, or synced elsewhere
+        except SpoolError:
+            self._move_on(file)
+
+    def _move_on(self, file: SpoolFile) -> None:
+        """Keep in another file what ``file`` holds, because what it says of the disk cannot be trusted any more.
+
+        After a failed sync the operating system forgets what it could not write, and the next one succeeds.
+        """
+        spool = self.spool
+        assert spool is not None
+        with self._moving:
+            spool.begin_another(file)
+            if file not in spool.files():
+                return  # somebody else has done it
+            self._queue.drop_waiting(file)
+            deadline = time.monotonic() + _LAST_SECONDS
+            while not self._queue.done_with(file) and time.monotonic() < deadline:
+                self._queue.wait_room(0.1)
+            left = file.left()
+            try:
+                for one in left:
+                    self.keep(one.scope, one.table, one.prepared, in_doubt=True)
+                for other in spool.files():
+                    if other is not file and other.mine:
+                        other.sync(other.unsynced)
+            except TracevaultError:
+                self._deliver_from(file)
+                raise
+            _log.error("the spool file %s cannot be synced: what was left in it moved to another one", file.path)
+            file.depth = 0
+            spool.let_go(file)
 
     async def _wait_async(self, reached: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``reached()``, looked at whenever the queue changes; False if ``timeout`` seconds passed."""
@@ -280,8 +311,10 @@ class BackgroundWriter:
 
     def _ensure_writer(self) -> None:
         """Start a writer where something waits, none is idle, and another one would help."""
-        if not self._queue.wants_writer:
-            return
+        if self._queue.wants_writer:
+            self._start_writer()
+
+    def _start_writer(self) -> None:
         most = MAX_WRITERS if self._commit_cost.seconds > _SLOW_COMMIT else _QUICK_WRITERS
         if len(self._threads) >= most:
             return
@@ -302,22 +335,13 @@ class BackgroundWriter:
     def _adopt(self, file: SpoolFile) -> None:
         """Have what another process left in ``file`` delivered."""
         self.counters.add(adopted=file.depth)
-        for found in file.lanes():
-            if found.last:
-                lane = self._queue.lane(found.scope, found.table, spool=file)
-                lane.accepted = found.last
-        self._queue.resume()
-        with self._lock:
-            idle = not self._threads
-        if idle:
-            self._start_one()
+        self._deliver_from(file)
+        if not self._threads:
+            self._start_writer()
 
-    def _start_one(self) -> None:
-        with self._lock:
-            if not self._threads and not self._queue.closed:
-                thread = Thread(target=self._work, name="tracevault-writer-1", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+    def _deliver_from(self, file: SpoolFile) -> None:
+        for scope, table in file.lanes():
+            self._queue.on_disk(self._queue.lane(scope, table, spool=file), file.last)
 
     def _work(self) -> None:
         session = _Session(self._connect)
@@ -334,20 +358,19 @@ class BackgroundWriter:
         file = lane.spool
         assert file is not None
         most = min(4 * self._config.async_batch_size, self._config.max_queue)
-        own = self.spool is not None and self.spool.is_own(file)
+        items: list[Item] = []
+        last: int | None = lane.accepted
         try:
-            with file.mutex:  # so that nothing is appended between reading and saying how far it went
-                found = file.load(lane.scope, lane.table, lane.loaded, most)
-                items = [Item(one.prepared, one.encoded, in_doubt=one.in_doubt or not own) for one in found]
-                for item, one in zip(items, found, strict=True):
-                    item.number = one.seq
-                self._queue.fill(lane, items, last=lane.accepted if len(found) < most else None)
+            found, last = file.load(lane.scope, lane.table, lane.loaded, most)
+            for one in found:
+                item = Item(one.prepared, one.encoded, in_doubt=one.in_doubt or not file.mine)
+                item.number = one.seq
+                items.append(item)
         except Exception as error:  # noqa: BLE001 - a broken file must not end the thread
-            self._queue.fill(lane, [], last=lane.accepted)
-            if self._queue.closed:
-                return
-            _log.error("the spool file %s cannot be read: %s", file.path, error)
-            self._set_aside(file)
+            file.damaged = True
+            if not self._queue.closed:
+                _log.error("the spool file %s cannot be read: %s", file.path, error)
+        self._queue.fill(lane, items, last=last)
 
     # -- delivery ------------------------------------------------------------------------------------------
 
@@ -456,12 +479,12 @@ class BackgroundWriter:
         lane.refusals = (None, 0)
 
     def _forget(self, file: SpoolFile, part: Sequence[Item]) -> None:
-        try:
+        assert self.spool is not None
+        # Of a file that was closed meanwhile, whoever reads it next finds out that they are stored.
+        with suppress(RetiredError):
             file.delete([item.number for item in part])
-        except SpoolError as error:
-            # They are stored; whoever reads the file next finds that out.
-            if not self._queue.closed:
-                _log.error("%d stored records stay in the spool: %s", len(part), error)
+            if not file.depth:
+                self.spool.wake()
 
     def _split(
         self,
@@ -506,8 +529,14 @@ class BackgroundWriter:
     def _bury(self, lane: Lane, item: Item, failure: TracevaultError, place: Place) -> None:
         self.counters.add(dead=1, poison=1)
         if lane.spool is not None:
+            assert self.spool is not None
+            code = getattr(failure, "sqlstate", None)
+            letter = Letter(
+                lane.spool.target, lane.scope, lane.table, item.prepared, code, str(failure), died_at=time.time()
+            )
             try:
-                lane.spool.bury(item.number, getattr(failure, "sqlstate", None), str(failure))
+                dead.add(self.spool.folder.path, letter)
+                lane.spool.delete([item.number])
             except SpoolError as error:
                 _log.error("a refused record stays in the spool: %s", error)
         self._tell_lost(lane, item, failure, "is a dead letter" if lane.spool is not None else "is lost")
@@ -653,7 +682,7 @@ class BackgroundWriter:
         for thread in threads:
             thread.join(max(0.0, self._give_up_at + _GRACE - time.monotonic()))
             if thread.is_alive():
-                self._queue.clear_spooled()
+                self._queue.drop_waiting()
                 thread.join(max(0.0, deadline - time.monotonic()))
         if self.spool is not None:
             self.spool.close()
@@ -692,15 +721,14 @@ class BackgroundWriter:
         counts: dict[str, Any] = self.counters.snapshot()
         files = self.spool.files() if self.spool is not None else []
         counts["spooled"] = sum(file.depth for file in files)
-        counts["fsync_seconds"] = sum(file.fsync_seconds for file in files)
+        counts["fsync_seconds"] = self.spool.fsync_seconds if self.spool is not None else 0.0
         counts["spool_bytes"] = sum(file.size for file in files)
         counts["queued"] = self._queue.pending
         counts["in_flight"] += self._queue.flying
         counts["writers"] = sum(thread.is_alive() for thread in self._threads)
-        times = [file_oldest.row[_OCCURRED_AT] for file in files if (file_oldest := file.oldest()) is not None]
-        for lane in self._queue.lanes():
-            if not lane.sync and lane.spool is None:
-                times += [item.prepared.row[_OCCURRED_AT] for item in self._queue.waiting(lane, 1)]
+        waiting = [item.prepared for item in self._queue.oldest()]
+        waiting += [one.prepared for file in files for one in file.first_unread()]
+        times = [prepared.row[_OCCURRED_AT] for prepared in waiting]
         counts["oldest_seconds"] = max((time.time() - moment.timestamp() for moment in times), default=0.0)
         states: dict[str, str] = {}
         for lane in self._queue.lanes():

@@ -56,7 +56,7 @@ class Lane:
         # Kept by the queue: what is in memory and what a writer holds (by its first number); the last number that
         # was accepted, and the last one that came into memory.
         self.waiting: deque[Item] = deque()
-        self.flights: set[int] = set()
+        self.flights: dict[int, Item] = {}
         self.accepted = 0
         self.loaded = 0
         self.loading = False
@@ -122,29 +122,35 @@ class Queue:
                 lane = self._lanes.setdefault((scope, table, sync, spool), made)
         return lane
 
-    def offer(self, lane: Lane, item: Item, number: int | None = None) -> bool:
-        """Take ``item`` if there is room; one with the ``number`` of a spool file is on the disk where there is none.
-
-        Sync emits always find room. Returns False where the item was not taken.
-        """
+    def offer(self, lane: Lane, item: Item) -> bool:
+        """Take ``item``, unless it is async and there is no room for it."""
         with self._work:
-            if self._closed and number is None:
+            if self._closed:
                 raise TracevaultError("the vault is closed; no further events are accepted")
-            full = self._size >= self._limit and not lane.sync
-            if full and number is None:
+            if self._size >= self._limit and not lane.sync:
                 return False
-            was_on_disk = lane.on_disk
-            lane.accepted = item.number = lane.accepted + 1 if number is None else number
-            if full or was_on_disk:
-                return True  # it is read back in its turn
-            lane.loaded = item.number
-            if not lane.waiting:
-                lane.since = time.monotonic()
-            lane.waiting.append(item)
-            self._count(lane, 1)
-            if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
-                self._work.notify()
+            lane.accepted = item.number = lane.accepted + 1
+            self._admit(lane, item)
             return True
+
+    def offer_spooled(self, lane: Lane, item: Item, number: int) -> bool:
+        """Take ``item``, which has this number in its file; False if it is to be read back from there in its turn."""
+        with self._work:
+            was_on_disk = lane.on_disk
+            lane.accepted = item.number = number
+            if self._size >= self._limit or was_on_disk:
+                return False
+            self._admit(lane, item)
+            return True
+
+    def _admit(self, lane: Lane, item: Item) -> None:
+        lane.loaded = item.number
+        if not lane.waiting:
+            lane.since = time.monotonic()
+        lane.waiting.append(item)
+        self._count(lane, 1)
+        if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
+            self._work.notify()
 
     def withdraw(self, lane: Lane, item: Item) -> bool:
         """Take back an item that no writer holds; False if one does, or it is settled."""
@@ -262,7 +268,7 @@ class Queue:
             lane.loading = True
             return lane, []
         batch = [lane.waiting.popleft() for _ in range(min(lane.most, len(lane.waiting)))]
-        lane.flights.add(batch[0].number)
+        lane.flights[batch[0].number] = batch[0]
         lane.since = lane.taken_at = time.monotonic()
         if self._idle and lane.waiting:
             self._work.notify()
@@ -286,6 +292,12 @@ class Queue:
         )
         return max(lane.not_before, 0.0 if urgent else max(lane.since + self._linger, lane.taken_at + _PACE))
 
+    def on_disk(self, lane: Lane, last: int) -> None:
+        """Note that ``lane`` has records on the disk alone, up to a number, and none in memory."""
+        with self._work:
+            lane.loaded, lane.accepted = 0, last
+            self._work.notify()
+
     def fill(self, lane: Lane, items: Sequence[Item], *, last: int | None) -> None:
         """Give ``lane`` its next records from the disk; ``last``: there is none left up to this number."""
         with self._work:
@@ -304,7 +316,7 @@ class Queue:
     def settle(self, lane: Lane, first: int, items: Sequence[Item], rest: Sequence[Item] = ()) -> None:
         """Note that ``items`` are stored, or given up; of the batch that began with ``first``, ``rest`` waits again."""
         with self._work:
-            lane.flights.discard(first)
+            lane.flights.pop(first, None)
             self._count(lane, -len(items))
             if rest:
                 if lane.waiting and lane.waiting[0].number < rest[-1].number:
@@ -339,21 +351,29 @@ class Queue:
                     del self._lanes[key]
         self.tell()
 
-    def clear_spooled(self) -> None:
-        """Once closed: leave to the disk what is there."""
+    def done_with(self, spool: SpoolFile) -> bool:
+        """Whether nothing of a spool file waits, or is held by a writer."""
+        with self._work:
+            lanes = [lane for lane in self._lanes.values() if lane.spool is spool]
+            return not any(lane.waiting or lane.flights or lane.loading or lane.on_disk for lane in lanes)
+
+    def drop_waiting(self, spool: SpoolFile | None = None) -> None:
+        """Leave to the disk what of a spool file is in memory and no writer holds; by default of all of them."""
         with self._work:
             for lane in self._lanes.values():
-                if lane.spool is not None:
+                if lane.spool is not None and spool in (None, lane.spool):
                     self._count(lane, -len(lane.waiting))
                     lane.waiting.clear()
                     lane.loaded = lane.accepted
             self._work.notify_all()
         self.tell()
 
-    def waiting(self, lane: Lane, most: int) -> list[Item]:
-        """Return the first items that wait in ``lane``."""
+    def oldest(self) -> list[Item]:
+        """Return of each lane of async records that has some in memory the first."""
         with self._work:
-            return list(islice(lane.waiting, most))
+            lanes = [lane for lane in self._lanes.values() if not lane.sync]
+            heads = [[*lane.flights.values(), *islice(lane.waiting, 1)] for lane in lanes]
+            return [min(items, key=lambda item: item.number) for items in heads if items]
 
     def _count(self, lane: Lane, change: int) -> None:
         if lane.sync:

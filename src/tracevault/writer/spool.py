@@ -1,153 +1,183 @@
 """One file of the spool: async records that the operating system keeps until PostgreSQL has them.
 
-A spool is a folder. Each process appends to a file of its own there, SQLite in WAL mode, and holds a lock beside
-it; a file that nobody holds is an orphan, see ``adoption``. What is appended is with the operating system when
-`SpoolFile.append` returns, so it survives the process; what is synced survives the machine.
+A spool is a folder. Each process appends to a file of its own there, and holds a lock beside it; a file that
+nobody holds is an orphan, see ``adoption``. What is appended is with the operating system when `SpoolFile.append`
+returns, so it survives the process; what is synced survives the machine.
+
+A file is only ever appended to: with records, and with notes of which of them are delivered. Once it has grown to
+some size the process begins another one, and a file with nothing left in it is removed; see ``upkeep``. The bodies
+of its frames begin with a letter:
+
+====== ================================================================================================
+``H``  JSON: the format, the columns of the rows, the database they wait for, and the numbers of scopes
+       and tables. Repeated, so that no single damage makes a file unreadable.
+``R``  a record: its number, its scope and table's number, flags, and the row as in ``event.binary``
+``D``  delivered: pairs of numbers, the first and the last of a run of records
+====== ================================================================================================
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import fcntl
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from struct import Struct
 from threading import RLock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import uuid4
 from weakref import WeakSet
 
 from tracevault.errors import SpoolError
-from tracevault.event.binary import decode_row
+from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
+from tracevault.writer.frames import frame, read_frames
 
 _log = logging.getLogger("tracevault")
-T = TypeVar("T")
 
-FORMAT = "1"
-SUFFIX, LOCK_SUFFIX, CORRUPT_SUFFIX, BALLAST_SUFFIX = ".spool", ".lock", ".corrupt", ".ballast"
-_PAGE = 4096
-# Freed when the disk is full: even to delete takes room. A delete of a batch writes a few pages.
-_BALLAST_BYTES = 1 << 20
-# The log is folded into the file when it has grown to this many bytes; and beyond so many, emits wait for it.
-CHECKPOINT_BYTES = 4 << 20
-_BLOCKING_CHECKPOINT_BYTES = 32 << 20
+FORMAT = 1
+SUFFIX, LOCK_SUFFIX, CORRUPT_SUFFIX = ".spool", ".lock", ".corrupt"
+_RECORD = Struct("!cQHB")
+_RUN = Struct("!QQ")
 _GIVEN_ID, _GIVEN_TIME, _IN_DOUBT = 1, 2, 4
-
-_SCHEMA = """
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-    CREATE TABLE lanes (id INTEGER PRIMARY KEY, scope TEXT NOT NULL, "table" TEXT NOT NULL, UNIQUE (scope, "table"));
-    CREATE TABLE records (seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, flags INTEGER NOT NULL, row BLOB NOT NULL);
-    CREATE TABLE dead (
-        seq INTEGER PRIMARY KEY, lane INTEGER NOT NULL, flags INTEGER NOT NULL, row BLOB NOT NULL,
-        sqlstate TEXT, message TEXT NOT NULL, died_at REAL NOT NULL
-    );
-"""
-_APPEND = "INSERT INTO records VALUES (?, ?, ?, ?)"
+# Bytes after which the header is repeated, and which are read for a lane in one go.
+_HEADER_EVERY = 1 << 20
+_LOAD_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SpoolFullError(SpoolError):
     """The quota is reached, or the disk is full: nothing was kept."""
 
 
+class RetiredError(SpoolError):
+    """The process has begun another file: append there."""
+
+
 class Spooled(NamedTuple):
     """A record as it was read back."""
 
     seq: int
+    scope: str
+    table: str
     prepared: Prepared
     encoded: bytes
     in_doubt: bool
 
 
-class SpoolLane(NamedTuple):
-    """The records of one scope and table in a file."""
+class Found(NamedTuple):
+    """What a file says when it is read from end to end."""
 
-    id: int
-    scope: str
-    table: str
+    columns: tuple[str, ...]
+    target: str
+    lanes: dict[int, tuple[str, str]]
     last: int
-    """The highest sequence number that waits; 0 if none does."""
+    """The highest number of a record."""
+    left: list[tuple[int, int, int]]
+    """Of each record that is not known to be delivered: its number, its lane's, and its place."""
+    unreadable: int
+    """Records that are neither delivered nor readable."""
+    torn: int
+    """Bytes at the end that are no whole frame."""
 
 
 class SpoolFile:
     """One file, open and locked by this process. Safe from any thread; not to be used in a forked child."""
 
-    def __init__(self, path: Path, lock: int, *, quota: int, target: str, create: bool) -> None:
+    def __init__(self, path: Path, lock: int, descriptor: int, *, target: str, mine: bool) -> None:
         self.path = path
-        self.quota = quota
+        self.target = target
+        self.mine = mine
+        """Whether this process has made it."""
         # Reentrant, since a signal handler may emit in the middle of an emit.
         self.mutex = RLock()
+        self.size = 0
+        self.limit = 1 << 62
+        """Bytes up to which records are appended."""
         self.depth = 0
-        self.dead = 0
+        self.damaged = False
+        self.unreadable = self.torn = 0
+        """Of an orphan: records that cannot be read, and bytes at its end that are no whole frame."""
         self.fsync_seconds = 0.0
         self._lock_descriptor = lock
+        self._descriptor = descriptor
+        self._columns: tuple[str, ...] = INSERT_COLUMNS
         self._lanes: dict[tuple[str, str], int] = {}
+        self._names: dict[int, tuple[str, str]] = {}
+        # Where to go on reading for lanes that have records on the disk alone; of an orphan, which ones to pass over.
+        self._unread: dict[int, int] = {}
+        self._delivered = b""
+        self._unsaid: list[tuple[int, int]] = []
+        self._header_at = 0
+        self._next = 1
         self._sync_lock = RLock()
         self._appended = 0
         self._synced = 0
+        self._listed = False
+        self._retired = False
         self._closed = False
-        self._wal: int | None = None
-        self._db = self._checkpointer = _connect(path)
-        try:
-            if create:
-                self._create(target)
-            self._read_meta()
-        except BaseException:
-            self._db.close()
-            raise
-        self._checkpointer = _connect(path)
+        self._pid = os.getpid()
         _open_files.add(self)
 
     @classmethod
-    def create(cls, folder: Path, *, quota: int, target: str) -> SpoolFile:
+    def create(cls, folder: Path, *, target: str) -> SpoolFile:
         """Make a file of this process's own in ``folder``."""
+        abandon_inherited()
         while True:
             path = folder / f"{os.getpid()}-{uuid4().hex[:12]}{SUFFIX}"
-            # Held before the file is there to be found, so that nobody takes it for an orphan.
-            lock = acquire_lock(path.with_suffix(LOCK_SUFFIX))
-            if lock is None:
-                continue
+            lock = None
             try:
-                return cls(path, lock, quota=quota, target=target, create=True)
-            except BaseException as error:
-                os.close(lock)
-                _remove(path)
-                if isinstance(error, (sqlite3.Error, OSError)):
-                    raise SpoolError(f"no spool file can be made in {str(folder)!r}: {error}") from None
+                # Held before the file is there to be found, so that nobody takes it for an orphan.
+                lock = acquire_lock(path.with_suffix(LOCK_SUFFIX))
+                if lock is None:
+                    continue
+                descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if lock is not None:
+                    _remove(path)
+                    os.close(lock)
+                kind = SpoolFullError if error.errno in _FULL else SpoolError
+                raise kind(f"no spool file can be made in {str(folder)!r}: {error.strerror}") from None
+            file = cls(path, lock, descriptor, target=target, mine=True)
+            try:
+                file._write_header()
+            except SpoolError:
+                file.close()
                 raise
+            return file
 
-    def _create(self, target: str) -> None:
-        self.path.touch(0o600)
-        self._db.execute(f"PRAGMA page_size = {_PAGE}")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT")
-        meta = {"format": FORMAT, "columns": json.dumps(INSERT_COLUMNS), "target": target}
-        self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # and with it the file is synced
-        self._fill_ballast()
-        folder = os.open(self.path.parent, os.O_RDONLY)
+    @classmethod
+    def take_over(cls, path: Path, lock: int) -> SpoolFile:
+        """Open the file of a process that is gone; raises what `scan` does."""
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            found = scan(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        file = cls(path, lock, descriptor, target=found.target, mine=False)
+        file.size = os.fstat(descriptor).st_size
+        file.unreadable, file.torn = found.unreadable, found.torn
+        file.damaged = bool(found.unreadable or found.torn)
+        file._retired = True
+        file._columns, file._names = found.columns, found.lanes
+        file._lanes = {names: number for number, names in found.lanes.items()}
+        file._next, file.depth = found.last + 1, len(found.left)
+        file._read_again(found)
+        return file
 
-    def _read_meta(self) -> None:
-        meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        if meta.get("format") != FORMAT:
-            raise SpoolError(f"{str(self.path)!r} has format {meta.get('format')}, which this version cannot read")
-        self.target: str = meta["target"]
-        self._columns: tuple[str, ...] = tuple(json.loads(meta["columns"]))
-        self._db.execute(f"PRAGMA max_page_count = {max(16, self.quota // _PAGE)}")
-        self._lanes = {(scope, table): id_ for id_, scope, table in self._db.execute("SELECT * FROM lanes")}
-        ((self.depth, last),) = self._db.execute("SELECT count(*), coalesce(max(seq), 0) FROM records")
-        ((self.dead, last_dead),) = self._db.execute("SELECT count(*), coalesce(max(seq), 0) FROM dead")
-        self._next = max(last, last_dead) + 1
+    def _read_again(self, found: Found) -> None:
+        delivered = bytearray(b"\1" * (found.last + 1))
+        for seq, lane, at in found.left:
+            delivered[seq] = 0
+            self._unread.setdefault(lane, at)
+        self._delivered = bytes(delivered)
 
     # -- called by emit ------------------------------------------------------------------------------------
 
@@ -159,53 +189,98 @@ class SpoolFile:
         encoded: bytes,
         *,
         in_doubt: bool = False,
-        kept: Callable[[int], object] = lambda _seq: None,
+        kept: Callable[[int], bool] = lambda _seq: True,
     ) -> int:
-        """Keep a record, and return a mark for `sync`. ``kept`` is called with its number, in order, and quickly."""
-        flags = prepared.given_id * _GIVEN_ID | prepared.given_time * _GIVEN_TIME | in_doubt * _IN_DOUBT
+        """Keep a record, and return a mark for `sync`.
+
+        ``kept`` is called with its number, in order, and quickly; it says whether the record is in memory as well,
+        so that nobody has to `load` it.
+        """
+        flags = flags_of(prepared) | in_doubt * _IN_DOUBT
         with self.mutex:
-            self._check_open()
+            if self._retired or self._closed:
+                raise RetiredError(f"the spool file {str(self.path)!r} is closed")
             lane = self._lanes.get((scope, table)) or self._add_lane(scope, table)
-            seq = self._next
-            try:
-                self._db.execute(_APPEND, (seq, lane, flags, encoded))
-            except sqlite3.Error as error:
-                raise self._translated(error) from None
+            if self.size - self._header_at > _HEADER_EVERY:
+                self._write_header()
+            seq, at = self._next, self.size
+            data = frame(_RECORD.pack(b"R", seq, lane, flags) + encoded)
+            if at + len(data) > self.limit:
+                raise self._full()
+            self._write(data)
             self._next = seq + 1
             self.depth += 1
             self._appended += 1
-            kept(seq)
+            if not kept(seq):
+                self._unread.setdefault(lane, at)
             return self._appended
 
     def _add_lane(self, scope: str, table: str) -> int:
+        number = len(self._lanes) + 1
+        self._lanes[scope, table], self._names[number] = number, (scope, table)
         try:
-            cursor = self._db.execute('INSERT INTO lanes (scope, "table") VALUES (?, ?)', (scope, table))
-        except sqlite3.Error as error:
-            raise self._translated(error) from None
-        assert cursor.lastrowid is not None
-        self._lanes[scope, table] = cursor.lastrowid
-        return cursor.lastrowid
+            self._write_header()
+        except SpoolError:
+            del self._lanes[scope, table], self._names[number]
+            raise
+        return number
 
-    def _translated(self, error: sqlite3.Error) -> SpoolError:
-        if _is_full(error):
-            return SpoolFullError(f"the spool {str(self.path.parent)!r} is full (`spool_quota_bytes`, or the disk)")
-        return SpoolError(f"the spool file {str(self.path)!r} cannot be written: {error}")
+    def _write_header(self) -> None:
+        header = {
+            "format": FORMAT,
+            "columns": self._columns,
+            "target": self.target,
+            "lanes": [[number, *names] for number, names in self._names.items()],
+        }
+        at = self.size
+        self._write(frame(b"H" + json.dumps(header).encode()))
+        self._header_at = at
+
+    def _write(self, data: bytes) -> None:
+        """Append ``data`` as a whole, or nothing of it."""
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):
+                # The disk became full in the middle, or a signal came; the rest says which.
+                written += os.write(self._descriptor, data[written:])
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            self.size = os.fstat(self._descriptor).st_size  # a piece that stays is passed over by readers
+            if error.errno in _FULL:
+                raise self._full() from None
+            raise SpoolError(f"the spool file {str(self.path)!r} cannot be written: {error.strerror}") from None
+        self.size += len(data)
+
+    def _full(self) -> SpoolFullError:
+        return SpoolFullError(f"the spool {str(self.path.parent)!r} is full (`spool_quota_bytes`, or the disk)")
+
+    @property
+    def unsynced(self) -> int:
+        """The mark of what was appended and is not synced; 0 if all is."""
+        return self._appended if self._synced < self._appended else 0
 
     def sync(self, mark: int) -> None:
-        """Return when the record of ``mark`` is on the disk: it survives a loss of power. One sync serves many."""
+        """Return when the record of ``mark`` is on the disk: it survives a loss of power. One sync serves many.
+
+        After an error nothing that is in the file counts as synced any more, whatever a later sync says.
+        """
         if self._synced >= mark:
             return
         with self._sync_lock:
             if self._synced >= mark:
                 return
+            if self._closed:
+                raise RetiredError(f"the spool file {str(self.path)!r} is closed")
             covered = self._appended
             started = time.perf_counter()
             try:
-                with self.mutex:
-                    self._check_open()
-                    if self._wal is None:
-                        self._wal = os.open(f"{self.path}-wal", os.O_RDWR)
-                os.fdatasync(self._wal)
+                os.fdatasync(self._descriptor)
+                if not self._listed:
+                    _sync_folder(self.path.parent)
+                    self._listed = True
             except OSError as error:
                 raise SpoolError(f"the spool file {str(self.path)!r} cannot be synced: {error.strerror}") from None
             finally:
@@ -214,179 +289,199 @@ class SpoolFile:
 
     # -- called by the writer ------------------------------------------------------------------------------
 
-    def lanes(self) -> list[SpoolLane]:
-        """Return what waits in the file, by scope and table."""
+    def lanes(self) -> list[tuple[str, str]]:
+        """Return the scopes and tables with records that nobody has loaded."""
         with self.mutex:
-            last = dict(self._db.execute("SELECT lane, max(seq) FROM records GROUP BY lane"))
-            return [SpoolLane(id_, scope, table, last.get(id_, 0)) for (scope, table), id_ in self._lanes.items()]
-
-    def load(self, scope: str, table: str, after: int, most: int) -> list[Spooled]:
-        """Return the first ``most`` records of a lane whose number is above ``after``."""
-        with self.mutex:
-            self._check_open()
-            found = self._db.execute(
-                "SELECT seq, flags, row FROM records WHERE lane = ? AND seq > ? ORDER BY seq LIMIT ?",
-                (self._lanes.get((scope, table)), after, most),
-            ).fetchall()
-        return [Spooled(seq, self._prepared(flags, row), row, bool(flags & _IN_DOUBT)) for seq, flags, row in found]
-
-    def _prepared(self, flags: int, encoded: bytes) -> Prepared:
-        return prepared_from(flags, decode_row(encoded, self._columns))
-
-    def delete(self, numbers: Sequence[int]) -> None:
-        """Forget records that PostgreSQL has."""
-        # Numbers with no gap between them: nobody else's record can stand among them.
-        runs = [[numbers[0], numbers[0]]]
-        for number in numbers[1:]:
-            if number == runs[-1][1] + 1:
-                runs[-1][1] = number
-            else:
-                runs.append([number, number])
-
-        def work() -> int:
-            return self._db.executemany("DELETE FROM records WHERE seq BETWEEN ? AND ?", runs).rowcount
-
-        with self.mutex:
-            self.depth -= self._write(work)
-
-    def bury(self, number: int, sqlstate: str | None, message: str) -> None:
-        """Make a record a dead letter."""
-
-        def work() -> None:
-            self._db.execute(
-                "INSERT INTO dead SELECT seq, lane, flags, row, ?, ?, ? FROM records WHERE seq = ?",
-                (sqlstate, message, time.time(), number),
-            )
-            self._db.execute("DELETE FROM records WHERE seq = ?", (number,))
-
-        with self.mutex:
-            self._write(work)
-            self.depth -= 1
-            self.dead += 1
-
-    # -- upkeep --------------------------------------------------------------------------------------------
-
-    def _write(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in one transaction; with the ballast thrown overboard if the disk is full."""
-        self._check_open()
-        for last in (False, True):
-            try:
-                with self._transaction():
-                    return work()
-            except sqlite3.Error as error:
-                if last or not _is_full(error):
-                    raise self._translated(error) from None
-                self._ballast.unlink(missing_ok=True)
-        raise AssertionError
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back already after some errors
-                self._db.execute("ROLLBACK")
-            raise
-
-    def upkeep(self) -> None:
-        """Sync what is not, and fold the log into the file where it has grown. Called by one thread, at intervals."""
-        if self._closed:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            size = os.stat(f"{self.path}-wal").st_size
-            # Folded on a connection of its own, so that emits go on. SQLite begins the log anew only at a moment
-            # when nothing is left in it, which under load never comes by itself.
-            if size >= CHECKPOINT_BYTES and self._appended != self._folded:
-                self._folded = self._appended
-                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                if size >= _BLOCKING_CHECKPOINT_BYTES:
-                    with self.mutex:
-                        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        if self._synced < self._appended:
-            self.sync(self._appended)
-        if not self._ballast.exists():
-            self._fill_ballast()
-
-    _folded = 0
+            return [self._names[number] for number in self._unread]
 
     @property
-    def _ballast(self) -> Path:
-        return self.path.with_suffix(BALLAST_SUFFIX)
+    def last(self) -> int:
+        """The highest number of a record; 0 if there is none."""
+        return self._next - 1
 
-    def _fill_ballast(self) -> None:
-        try:
-            with self._ballast.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
-                else:
-                    file.write(bytes(_BALLAST_BYTES))
-        except OSError:
-            self._ballast.unlink(missing_ok=True)
+    def load(self, scope: str, table: str, after: int, most: int) -> tuple[list[Spooled], int | None]:
+        """Read on in a lane that has records on the disk alone: at most ``most`` above a number, perhaps none.
 
-    @property
-    def size(self) -> int:
-        """Bytes on the disk, the ballast not counted."""
-        paths = (str(self.path), f"{self.path}-wal")
-        return sum(os.stat(path).st_size for path in paths if os.path.exists(path))
-
-    def oldest(self) -> Prepared | None:
-        """Return the record that waits longest."""
+        Also return the number up to which there is none left, or None if there may be. One thread at a time may
+        do so for a lane.
+        """
+        lane = self._lanes[scope, table]
         with self.mutex:
             if self._closed:
-                return None
-            found = self._db.execute("SELECT flags, row FROM records ORDER BY seq LIMIT 1").fetchone()
-        return None if found is None else self._prepared(*found)
+                raise RetiredError(f"the spool file {str(self.path)!r} is closed")
+            start, end, last = self._unread.get(lane, self.size), self.size, self.last
+        found: list[Spooled] = []
+        at = start
+        for place, following, body in read_frames(self._descriptor, start, end):
+            if len(found) == most or place - start > _LOAD_BYTES:
+                break
+            at = following
+            if body is None:
+                self.damaged = True
+                continue
+            if body.startswith(b"R"):
+                _, seq, number, _ = _RECORD.unpack_from(body)
+                if number == lane and seq > after and self._delivered[seq : seq + 1] != b"\1":
+                    found.append(_spooled(body, self._columns, self._names))
+        with self.mutex:
+            if at < self.size:
+                self._unread[lane] = at
+            else:
+                self._unread.pop(lane, None)
+        return found, last if at >= end else None
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SpoolError(f"the spool file {str(self.path)!r} is closed")
+    def first_unread(self) -> Iterator[Spooled]:
+        """Return of each lane the first record that is on the disk alone."""
+        with self.mutex:
+            lanes = [] if self._closed else list(self._unread.items())
+        for lane, start in lanes:
+            for _, _, body in read_frames(self._descriptor, start, self.size):
+                if body is not None and body.startswith(b"R") and _RECORD.unpack_from(body)[2] == lane:
+                    yield _spooled(body, self._columns, self._names)
+                    break
+
+    def left(self) -> list[Spooled]:
+        """Read back everything that is not delivered, so that `load` may do it again; the file must be retired."""
+        with self.mutex:
+            found = scan(self.path, self._descriptor)
+            unsaid = _numbers(self._unsaid)
+            found = found._replace(left=[place for place in found.left if place[0] not in unsaid])
+            self._unread.clear()
+            self._read_again(found)
+            return list(read_records(self._descriptor, found))
+
+    def delete(self, numbers: Sequence[int]) -> None:
+        """Note that PostgreSQL has these records, in ascending order; never fails for want of room."""
+        runs = [(numbers[0], numbers[0])]
+        for number in numbers[1:]:
+            if number == runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], number)
+            else:
+                runs.append((number, number))
+        with self.mutex:
+            if self._closed:
+                raise RetiredError(f"the spool file {str(self.path)!r} is closed")
+            self.depth -= len(numbers)
+            self._unsaid += runs
+            if self.depth or not self._retired:  # else the file is removed at once
+                self._say_delivered()
+
+    def _say_delivered(self) -> None:
+        body = b"D" + b"".join(_RUN.pack(*run) for run in self._unsaid)
+        # Where it cannot be said, whoever reads the file next sends the records again, and finds them present.
+        with contextlib.suppress(SpoolError):
+            self._write(frame(body))
+            self._unsaid = []
+
+    # -- its end -------------------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Append no more records."""
+        with self.mutex:
+            self._retired = True
 
     def close(self) -> None:
-        """Let go of the file; one with nothing left in it is removed."""
+        """Let go of the file; one with nothing left in it is removed, or set aside if it was damaged."""
         with self._sync_lock, self.mutex:
             if self._closed:
                 return
             self._closed = True
             _open_files.discard(self)
-            if self._wal is not None:
+            if self.depth:
+                if self._unsaid:
+                    self._say_delivered()
                 with contextlib.suppress(OSError):
-                    os.fdatasync(self._wal)
-                os.close(self._wal)
-            for connection in (self._checkpointer, self._db):
-                with contextlib.suppress(sqlite3.Error):
-                    connection.close()
-            if not self.depth and not self.dead:
+                    os.fdatasync(self._descriptor)
+            elif self.damaged:
+                set_aside(self.path)
+            else:
                 _remove(self.path)
+            os.close(self._descriptor)
             os.close(self._lock_descriptor)
 
-    def quarantine(self) -> Path:
-        """Set a broken file aside, and return its new path. What could be read of it was taken before."""
-        self.depth = self.dead = 1  # so that `close` keeps it
-        self.close()
-        aside = self.path.with_suffix(CORRUPT_SUFFIX)
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(aside)
-        _remove(self.path)
-        return aside
-
     def abandon_in_child(self) -> None:
-        """Leave the parent's file alone for ever: neither close nor collect its connections, keep no lock on it."""
+        """Leave the parent's file alone for ever, and keep no lock on it."""
         self._closed = True
         # Closed by the file's number alone: unlocking would release the parent's lock, which both share.
+        os.close(self._descriptor)
         os.close(self._lock_descriptor)
-        for connection in (self._db, self._checkpointer):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+class NoHeaderError(SpoolError):
+    """A file says nothing about itself."""
+
+
+def scan(path: Path, descriptor: int) -> Found:
+    """Read a file from end to end.
+
+    Raises `NoHeaderError` if it is no spool file, `SpoolError` if it is one of a later version.
+    """
+    header: dict[str, Any] = {}
+    lanes: dict[int, tuple[str, str]] = {}
+    records: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int]] = []
+    size, whole = os.fstat(descriptor).st_size, 0
+    for at, following, body in read_frames(descriptor, 0, size):
+        if body is None:
+            continue
+        whole = following
+        if body.startswith(b"R"):
+            _, seq, lane, _ = _RECORD.unpack_from(body)
+            records.append((seq, lane, at))
+        elif body.startswith(b"D"):
+            runs += _RUN.iter_unpack(body[1:])
+        else:
+            header = json.loads(body[1:])
+            if header["format"] != FORMAT or not set(header["columns"]) <= set(INSERT_COLUMNS):
+                raise SpoolError(f"{str(path)!r} was written by a later version, and this one cannot read it")
+            lanes.update((number, (scope, table)) for number, scope, table in header["lanes"])
+    if not header:
+        raise NoHeaderError(f"{str(path)!r} is no spool file")
+    delivered, read = _numbers(runs), {seq for seq, _, _ in records}
+    last = max(read | delivered, default=0)
+    return Found(
+        columns=tuple(header["columns"]),
+        target=header["target"],
+        lanes=lanes,
+        last=last,
+        left=[record for record in records if record[0] not in delivered and record[1] in lanes],
+        unreadable=last - len(read | delivered),
+        torn=size - whole,
+    )
+
+
+def read_records(descriptor: int, found: Found) -> Iterator[Spooled]:
+    """Return the records that were found, and are not known to be delivered."""
+    for _, _, at in found.left:
+        _, _, body = next(read_frames(descriptor, at, os.fstat(descriptor).st_size))
+        if body is not None:
+            yield _spooled(body, found.columns, found.lanes)
+
+
+def _spooled(body: bytes, columns: tuple[str, ...], names: dict[int, tuple[str, str]]) -> Spooled:
+    _, seq, lane, flags = _RECORD.unpack_from(body)
+    encoded = body[_RECORD.size :]
+    row = decode_row(encoded, columns)
+    if columns != INSERT_COLUMNS:
+        encoded = encode_row(row)
+    return Spooled(seq, *names[lane], prepared_from(flags, row), encoded, bool(flags & _IN_DOUBT))
+
+
+def _numbers(runs: Sequence[tuple[int, int]]) -> set[int]:
+    return {number for first, last in runs for number in range(first, last + 1)}
+
+
+def flags_of(prepared: Prepared) -> int:
+    """Return the flags that `prepared_from` takes."""
+    return prepared.given_id * _GIVEN_ID | prepared.given_time * _GIVEN_TIME
 
 
 def prepared_from(flags: int, row: tuple[Any, ...]) -> Prepared:
     """Return the record of a row that was read back, with its flags."""
-    mode = row[INSERT_COLUMNS.index("mode")]
-    return Prepared(row[0], mode, row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
+    return Prepared(row[_ID], row[_MODE], row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
+
+
+_ID, _MODE = INSERT_COLUMNS.index("id"), INSERT_COLUMNS.index("mode")
 
 
 def acquire_lock(path: Path) -> int | None:
@@ -405,57 +500,53 @@ def acquire_lock(path: Path) -> int | None:
         os.close(descriptor)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds a file. Its lock is looked at, and never made."""
+    try:
+        descriptor = os.open(path.with_suffix(LOCK_SUFFIX), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def set_aside(path: Path) -> None:
+    """Keep a file that is damaged, under a name that nobody looks for."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(path.with_suffix(CORRUPT_SUFFIX))
+    path.with_suffix(LOCK_SUFFIX).unlink(missing_ok=True)
+
+
 def _remove(path: Path) -> None:
-    """Remove a spool file and all that belongs to it, the lock last."""
-    for name in (f"{path}-wal", f"{path}-shm", path, path.with_suffix(BALLAST_SUFFIX), path.with_suffix(LOCK_SUFFIX)):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+    """Remove a spool file and its lock, the lock last."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(LOCK_SUFFIX).unlink(missing_ok=True)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=16)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    return connection
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-
-
-def is_corrupt(error: BaseException) -> bool:
-    """Whether SQLite says that the file itself is broken."""
-    code: Any = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 # -- forks -------------------------------------------------------------------------------------------------
 
 _open_files: WeakSet[SpoolFile] = WeakSet()
-_held: list[SpoolFile] = []
 
 
-def _before_fork() -> None:
-    # Nobody may be inside SQLite when memory is copied: its own locks would stay taken in the child.
-    _held[:] = sorted(_open_files, key=id)
-    for file in _held:
-        file._sync_lock.acquire()
-        file.mutex.acquire()
-
-
-def _after_in_parent() -> None:
-    for file in reversed(_held):
-        file.mutex.release()
-        file._sync_lock.release()
-    _held.clear()
-
-
-def abandon_all() -> None:
-    """In a forked child: leave the files of the parent alone."""
+def abandon_inherited() -> None:
+    """In a forked child: leave the files of the parent alone. Called again where a fork ran no hooks."""
     for file in list(_open_files):
-        _open_files.discard(file)
-        file.abandon_in_child()
-    _held.clear()
+        if file._pid != os.getpid():
+            _open_files.discard(file)
+            file.abandon_in_child()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=abandon_all)
+os.register_at_fork(after_in_child=abandon_inherited)
