@@ -112,6 +112,20 @@ class _Engine:
         """The background writer of this process."""
         return self._writers.get()
 
+    def put_now(self, scope: str, table: str, prepared: Prepared) -> Stored | None:
+        """Keep an event of async mode if that takes no waiting; else return None, and `emit` is to be called."""
+        if prepared.mode != "async":
+            return None
+        writer = self._writers.get()
+        try:
+            where = writer.put_now(scope, table, prepared)
+        except TracevaultError:
+            writer.counters.add(emitted=1, refused=1)
+            raise
+        if where is not None:
+            writer.counters.add_emitted()
+        return where
+
     def stats(self) -> Stats:
         return self.writer.stats()
 
@@ -278,14 +292,15 @@ class AsyncEngine(_Engine):
     async def emit(self, scope: str, table: str, prepared: Prepared, place: Place) -> Stored:
         """Store one event by its mode, and return where it is."""
         writer = self.writer
-        writer.counters.add(emitted=1)
         if prepared.mode == "async":
             try:
-                return await writer.put_async(scope, table, prepared)
+                where: Stored = await writer.put_async(scope, table, prepared)
             except TracevaultError:
-                writer.counters.add(refused=1)
+                writer.counters.add(emitted=1, refused=1)
                 raise
-        writer.counters.add(in_flight=1)
+            writer.counters.add_emitted()
+            return where
+        writer.counters.add(emitted=1, in_flight=1)
         try:
             if self._alone():
                 self._direct += 1
@@ -492,14 +507,15 @@ class BlockingEngine(_Engine):
     def emit(self, scope: str, table: str, prepared: Prepared, place: Place) -> Stored:
         """Store one event by its mode, and return where it is."""
         writer = self.writer
-        writer.counters.add(emitted=1)
         if prepared.mode == "async":
             try:
-                return writer.put(scope, table, prepared)
+                where: Stored = writer.put(scope, table, prepared)
             except TracevaultError:
-                writer.counters.add(refused=1)
+                writer.counters.add(emitted=1, refused=1)
                 raise
-        writer.counters.add(in_flight=1)
+            writer.counters.add_emitted()
+            return where
+        writer.counters.add(emitted=1, in_flight=1)
         try:
             if self._alone():
                 self._direct += 1

@@ -196,9 +196,13 @@ class AsyncScope:
             prepared = prepare_event(event, fields, engine.settings, mode="sync")
             flow = insert(self.table, prepared)
             return (await self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint))[0]
-        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        if allow_autocommit or savepoint:
+            _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         prepared = prepare_event(event, fields, engine.settings)
-        return Receipt(prepared.id, await engine.emit(self.name, self.table, prepared, self._place))
+        where = engine.put_now(self.name, self.table, prepared)
+        if where is None:
+            where = await engine.emit(self.name, self.table, prepared, self._place)
+        return Receipt(prepared.id, where)
 
     async def _emit_on(
         self,
@@ -409,9 +413,13 @@ class Scope:
             prepared = prepare_event(event, fields, engine.settings, mode="sync")
             flow = insert(self.table, prepared)
             return self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint)[0]
-        _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        if allow_autocommit or savepoint:
+            _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         prepared = prepare_event(event, fields, engine.settings)
-        return Receipt(prepared.id, engine.emit(self.name, self.table, prepared, self._place))
+        where = engine.put_now(self.name, self.table, prepared)
+        if where is None:
+            where = engine.emit(self.name, self.table, prepared, self._place)
+        return Receipt(prepared.id, where)
 
     def _emit_on(
         self,

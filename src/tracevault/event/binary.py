@@ -33,24 +33,34 @@ _TEXT, _JSONB, _OTHER = 0, 1, 2
 _KINDS = tuple(_JSONB if kind == "jsonb" else _TEXT if kind.startswith("character") else _OTHER for kind in _TYPES)
 _BEGIN = _COUNT.pack(len(INSERT_COLUMNS))
 _length = _LENGTH.pack
+# Lengths ready packed, which takes a third of the time.
+_MANY = 4096
+_SHORT = tuple(map(_length, range(_MANY)))
 
 
 def encode_row(row: Sequence[Any]) -> bytes:
     """Return ``row``, values in the order of ``INSERT_COLUMNS``, as one tuple of binary COPY."""
     parts = [_BEGIN]
+    add = parts.append
     for value, kind in zip(row, _KINDS, strict=True):
         if value is None:
-            parts.append(_NULL)
+            add(_NULL)
         elif kind == _TEXT:
             text = value.encode()
-            parts += (_length(len(text)), text)
+            size = len(text)
+            add(_SHORT[size] if size < _MANY else _length(size))
+            add(text)
         elif kind == _JSONB:
             text = value.encode()
-            parts += (_length(len(text) + 1), b"\x01", text)
+            size = len(text) + 1
+            add(_SHORT[size] if size < _MANY else _length(size))
+            add(b"\x01")
+            add(text)
         elif type(value) is datetime:
-            parts.append(_TIME.pack(8, (value - _EPOCH) // _MICROSECOND))
+            add(_TIME.pack(8, (value - _EPOCH) // _MICROSECOND))
         else:
-            parts += (_UUID_LENGTH, value.bytes)
+            add(_UUID_LENGTH)
+            add(value.int.to_bytes(16))
     return b"".join(parts)
 
 

@@ -58,6 +58,15 @@ def is_blank(text: str) -> bool:
 
 def text(value: Any, field: str, limit: int, *, blank: bool = True) -> str:
     """Return ``value`` if it is a string of 1 to ``limit`` characters that PostgreSQL can store."""
+    # What nearly every value is; the rest is looked at in turn.
+    if (
+        type(value) is str
+        and 0 < len(value) <= limit
+        and value.isascii()
+        and value.isprintable()
+        and not value.isspace()
+    ):
+        return value
     if type(value) is not str:
         if not isinstance(value, str):
             raise ValidationError(f"`{field}` must be a string, got {got(value)}", field=field)

@@ -53,23 +53,27 @@ def _kept_out(table: str) -> DriverError:
     )
 
 
-def insert_many(
-    table: str, batch: Sequence[Prepared], *, replay: bool = False, encoded: Iterable[bytes] | None = None
-) -> Flow[int]:
+def copy_encoded(table: str, rows: Sequence[bytes]) -> Flow[int]:
+    """Store rows as `encode_row` returns them, with ids that cannot be taken yet. Return 0, as `insert_many`."""
+    return _copy(table, rows, len(rows))
+
+
+def _copy(table: str, rows: Iterable[bytes], count: int) -> Flow[int]:
+    result = yield Copy(f'COPY "{table}" ({_COLUMNS}) FROM STDIN (FORMAT binary)', copy_stream(rows))
+    if result.touched < count:
+        raise _kept_out(table)
+    return 0
+
+
+def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) -> Flow[int]:
     """Store a batch: by COPY where no id can be taken yet, else by INSERT. Return how many were there already.
 
-    ``replay``: an earlier attempt may have stored some or all of it. ``encoded``: the rows as `encode_row` returns
-    them, if they are at hand. Where `needs_transaction` says so, the caller makes it one transaction.
+    ``replay``: an earlier attempt may have stored some or all of it. Where `needs_transaction` says so, the caller
+    makes it one transaction.
     """
     taken = needs_transaction(batch, replay=replay)
     if len(batch) >= COPY_FROM and not taken:
-        if encoded is None:
-            encoded = (encode_row(prepared.row) for prepared in batch)
-        sql = f'COPY "{table}" ({_COLUMNS}) FROM STDIN (FORMAT binary)'
-        result = yield Copy(sql, copy_stream(encoded))
-        if result.touched < len(batch):
-            raise _kept_out(table)
-        return 0
+        return (yield from _copy(table, (encode_row(prepared.row) for prepared in batch), len(batch)))
     found = 0
     for chunk in _chunks(batch):
         values = tuple(value for prepared in chunk for value in prepared.row)

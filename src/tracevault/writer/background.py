@@ -32,7 +32,8 @@ from tracevault.errors import (
 from tracevault.event.binary import encode_row
 from tracevault.event.prepare import Prepared, unstored_record
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.flows.write import insert_many, needs_transaction
+from tracevault.flows import Flow
+from tracevault.flows.write import copy_encoded, insert_many
 from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown
 from tracevault.postgres.run import run
 from tracevault.writer import dead
@@ -40,7 +41,7 @@ from tracevault.writer.adoption import SpoolFolder
 from tracevault.writer.dead import Letter
 from tracevault.writer.limit import Watch
 from tracevault.writer.queue import Item, Lane, Queue
-from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError
+from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, flags_of
 from tracevault.writer.stats import Counters, Stats
 from tracevault.writer.upkeep import Spool
 from tracevault.writer.waiter import LoopWaiter, Waiter, finish_all
@@ -103,13 +104,23 @@ class BackgroundWriter:
 
     # -- async records -------------------------------------------------------------------------------------
 
+    def put_now(self, scope: str, table: str, prepared: Prepared) -> Where | None:
+        """Keep a record if that takes no waiting, and nothing is wrong; else return None, and it is not kept."""
+        if self._config.durability == "fsync" or self._queue.closed:
+            return None
+        kept = self._offer(scope, table, prepared)
+        return kept and kept[0]
+
     def put(self, scope: str, table: str, prepared: Prepared) -> Where:
         """Keep a record, and return where: "memory", "spool" or "dropped". May wait, see ``on_full``."""
         kept = self._offer(scope, table, prepared)
         if kept is None and self._may_wait():
             deadline = time.monotonic() + self._config.timeout
             while kept is None and (left := deadline - time.monotonic()) > 0:
-                self._queue.wait_room(min(left, 0.1))
+                if self.spool is None:
+                    self._queue.wait_room(left)
+                else:
+                    self._queue.wait_change(min(left, 0.1))
                 kept = self._offer(scope, table, prepared)
         where, spooled = kept or self._refuse()
         if spooled is not None and self._config.durability == "fsync":
@@ -123,7 +134,8 @@ class BackgroundWriter:
 
             def offered() -> bool:
                 nonlocal kept
-                kept = self._offer(scope, table, prepared)
+                if self.spool is not None or self._queue.has_room:
+                    kept = self._offer(scope, table, prepared)
                 return kept is not None
 
             await self._wait_async(offered, self._config.timeout)
@@ -139,7 +151,8 @@ class BackgroundWriter:
                 return "spool", self.keep(scope, table, prepared)
             except SpoolFullError:
                 return None
-        if not self._queue.offer(self._queue.lane(scope, table), Item(prepared)):
+        item = Item(None, encode_row(prepared.row), flags_of(prepared))
+        if not self._queue.offer(self._queue.lane(scope, table), item):
             return None
         self._dropping = False
         self._ensure_writer()
@@ -147,11 +160,13 @@ class BackgroundWriter:
 
     def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> _Mark:
         """Append a record to the spool, and have it delivered. Return the file, and its mark there."""
+        return self._keep(scope, table, Item(None, encode_row(prepared.row), flags_of(prepared), in_doubt=in_doubt))
+
+    def _keep(self, scope: str, table: str, item: Item) -> _Mark:
         if self._queue.closed:
             raise TracevaultError("the vault is closed; no further events are accepted")
         spool = self.spool
         assert spool is not None
-        item = Item(prepared, encode_row(prepared.row), in_doubt=in_doubt)
         file = spool.own()
         try:
             mark = self._append(file, scope, table, item)
@@ -169,13 +184,12 @@ class BackgroundWriter:
         return file, mark
 
     def _append(self, file: SpoolFile, scope: str, table: str, item: Item) -> int:
-        lane, encoded = self._queue.lane(scope, table, spool=file), item.encoded
-        assert encoded is not None
+        lane = self._queue.lane(scope, table, spool=file)
 
         def kept(number: int) -> bool:
             return self._queue.offer_spooled(lane, item, number)
 
-        return file.append(scope, table, item.prepared, encoded, in_doubt=item.in_doubt, kept=kept)
+        return file.append(scope, table, item.encoded, item.flags, in_doubt=item.in_doubt, kept=kept)
 
     def _sync(self, file: SpoolFile, mark: int) -> None:
         try:
@@ -199,11 +213,11 @@ class BackgroundWriter:
             self._queue.drop_waiting(file)
             deadline = time.monotonic() + _LAST_SECONDS
             while not self._queue.done_with(file) and time.monotonic() < deadline:
-                self._queue.wait_room(0.1)
+                self._queue.wait_change(0.1)
             left = file.left()
             try:
                 for one in left:
-                    self.keep(one.scope, one.table, one.prepared, in_doubt=True)
+                    self._keep(one.scope, one.table, Item(None, one.encoded, one.flags, in_doubt=True))
                 for other in spool.files():
                     if other is not file and other.mine:
                         other.sync(other.unsynced)
@@ -363,7 +377,7 @@ class BackgroundWriter:
         try:
             found, last = file.load(lane.scope, lane.table, lane.loaded, most)
             for one in found:
-                item = Item(one.prepared, one.encoded, in_doubt=one.in_doubt or not file.mine)
+                item = Item(None, one.encoded, one.flags, in_doubt=one.in_doubt or not file.mine)
                 item.number = one.seq
                 items.append(item)
         except Exception as error:  # noqa: BLE001 - a broken file must not end the thread
@@ -419,7 +433,6 @@ class BackgroundWriter:
     ) -> tuple[TracevaultError | None, bool, bool]:
         """Return why ``part`` could not be stored, whether anything was sent, and whether it certainly is not there."""
         replay = any(item.in_doubt for item in part)
-        batch = [item.prepared for item in part]
         late = self._out_of_time()
         overdue_at = self._overdue_at(lane, part, late=late)
         failure: TracevaultError
@@ -429,12 +442,11 @@ class BackgroundWriter:
             connection = session.open()
             connected = True
             # All or nothing, so that what is refused can be told apart from what is stored.
-            several = needs_transaction(batch, replay=replay)
+            several = replay or any(item.given_id for item in part)
             watch = Watch(connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time()))
             try:
                 with connection.transaction() if several else nullcontext():
-                    encoded = (item.encoded or encode_row(item.prepared.row) for item in part)
-                    found = run(connection, insert_many(lane.table, batch, replay=replay, encoded=encoded), place)
+                    found = run(connection, self._insertion(lane, part, replay=replay), place)
             finally:
                 watch.end()
         except psycopg.Error as error:  # of connecting, BEGIN or COMMIT; those of a flow are ours already
@@ -459,6 +471,12 @@ class BackgroundWriter:
             # Whatever it was, a fresh session may be free of it: another server, other settings.
             session.close()
         return failure, connected, certain
+
+    @staticmethod
+    def _insertion(lane: Lane, part: Sequence[Item], *, replay: bool) -> Flow[int]:
+        if not lane.sync and not replay and not any(item.given_id for item in part):
+            return copy_encoded(lane.table, [item.encoded for item in part])
+        return insert_many(lane.table, [item.prepared for item in part], replay=replay)
 
     def _overdue_at(self, lane: Lane, part: Sequence[Item], *, late: bool) -> float:
         now = time.monotonic()
@@ -726,9 +744,8 @@ class BackgroundWriter:
         counts["queued"] = self._queue.pending
         counts["in_flight"] += self._queue.flying
         counts["writers"] = sum(thread.is_alive() for thread in self._threads)
-        waiting = [item.prepared for item in self._queue.oldest()]
-        waiting += [one.prepared for file in files for one in file.first_unread()]
-        times = [prepared.row[_OCCURRED_AT] for prepared in waiting]
+        times = [item.prepared.row[_OCCURRED_AT] for item in self._queue.oldest()]
+        times += [one.occurred_at for file in files for one in file.first_unread()]
         counts["oldest_seconds"] = max((time.time() - moment.timestamp() for moment in times), default=0.0)
         states: dict[str, str] = {}
         for lane in self._queue.lanes():

@@ -17,7 +17,7 @@ from tracevault.event.prepare import Prepared, Settings, prepare
 from tracevault.event.record import INSERT_COLUMNS
 from tracevault.writer import dead
 from tracevault.writer.dead import Letter
-from tracevault.writer.spool import SUFFIX, SpoolFile, is_held, read_records, scan
+from tracevault.writer.spool import SUFFIX, SpoolFile, flags_of, is_held, read_records, scan
 
 _OCCURRED_AT = INSERT_COLUMNS.index("occurred_at")
 DROPPED = "tracevault.dead_letter.dropped"
@@ -99,9 +99,9 @@ def _move(folder: Path, chosen: Iterable[Letter], made: Callable[[Letter], tuple
             if letter.target not in files:
                 files[letter.target] = SpoolFile.create(folder, target=letter.target)
             prepared, in_doubt = made(letter)
-            file, encoded = files[letter.target], encode_row(prepared.row)
+            file, encoded, flags = files[letter.target], encode_row(prepared.row), flags_of(prepared)
             # On the disk before it is discarded: after a crash it is in both, which its id makes harmless.
-            file.sync(file.append(letter.scope, letter.table, prepared, encoded, in_doubt=in_doubt))
+            file.sync(file.append(letter.scope, letter.table, encoded, flags, in_doubt=in_doubt))
             dead.discard(folder, [letter.id])
     finally:
         for file in files.values():
@@ -121,5 +121,5 @@ def _status(path: Path) -> FileStatus | None:
         first = next(read_records(descriptor, found), None)
     finally:
         os.close(descriptor)
-    oldest = None if first is None else time.time() - first.prepared.row[_OCCURRED_AT].timestamp()
+    oldest = None if first is None else time.time() - first.occurred_at.timestamp()
     return FileStatus(path.name, held, found.target, len(found.left), 0, found.unreadable, size, oldest)

@@ -15,8 +15,9 @@ from threading import Condition, RLock
 from typing import Literal
 
 from tracevault.errors import TracevaultError
+from tracevault.event.binary import decode_row
 from tracevault.event.prepare import Prepared
-from tracevault.writer.spool import SpoolFile
+from tracevault.writer.spool import GIVEN_ID, SpoolFile, prepared_from
 from tracevault.writer.waiter import Waiter
 
 # Seconds between two batches of a lane for which nobody waits, unless whole ones wait: so that a busy process does
@@ -29,20 +30,37 @@ LaneState = Literal["ok", "waiting", "paused"]
 
 
 class Item:
-    """One record on its way to a table."""
+    """One record on its way to a table: a sync one ``prepared``, an async one as bytes, which take less memory."""
 
-    __slots__ = ("encoded", "in_doubt", "number", "prepared", "waiter")
+    __slots__ = ("_prepared", "encoded", "flags", "in_doubt", "number", "waiter")
 
     def __init__(
-        self, prepared: Prepared, encoded: bytes | None = None, waiter: Waiter | None = None, *, in_doubt: bool = False
+        self,
+        prepared: Prepared | None,
+        encoded: bytes = b"",
+        flags: int = 0,
+        waiter: Waiter | None = None,
+        *,
+        in_doubt: bool = False,
     ) -> None:
-        self.prepared = prepared
+        self._prepared = prepared
         self.encoded = encoded
+        self.flags = flags
         self.waiter = waiter
         self.in_doubt = in_doubt
         """An earlier attempt, or an earlier process, may have stored it."""
         self.number = 0
         """Its place in the lane; in a lane with a spool file, its number there."""
+
+    @property
+    def prepared(self) -> Prepared:
+        """The record; of an async one, made anew each time."""
+        return self._prepared or prepared_from(self.flags, decode_row(self.encoded))
+
+    @property
+    def given_id(self) -> bool:
+        """Whether the caller chose the id."""
+        return self._prepared.given_id if self._prepared is not None else bool(self.flags & GIVEN_ID)
 
 
 class Lane:
@@ -100,9 +118,9 @@ class Queue:
         self._limit = limit
         self._most = most
         self._linger = linger
-        lock = RLock()
-        self._work = Condition(lock)
-        self._progress = Condition(lock)
+        self._lock = RLock()
+        self._work = Condition(self._lock)
+        self._progress = Condition(self._lock)
         self._lanes: dict[tuple[str, str, bool, SpoolFile | None], Lane] = {}
         self._listeners: dict[object, Callable[[], object]] = {}
         self._size = 0
@@ -124,7 +142,7 @@ class Queue:
 
     def offer(self, lane: Lane, item: Item) -> bool:
         """Take ``item``, unless it is async and there is no room for it."""
-        with self._work:
+        with self._lock:
             if self._closed:
                 raise TracevaultError("the vault is closed; no further events are accepted")
             if self._size >= self._limit and not lane.sync:
@@ -135,7 +153,7 @@ class Queue:
 
     def offer_spooled(self, lane: Lane, item: Item, number: int) -> bool:
         """Take ``item``, which has this number in its file; False if it is to be read back from there in its turn."""
-        with self._work:
+        with self._lock:
             was_on_disk = lane.on_disk
             lane.accepted = item.number = number
             if self._size >= self._limit or was_on_disk:
@@ -162,8 +180,18 @@ class Queue:
             self._count(lane, -1)
             return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a quarter of the room is free: who waits for less will soon wait again."""
+        return self._size <= self._limit * 3 // 4
+
     def wait_room(self, timeout: float) -> None:
-        """Wait until there may be room, or for ``timeout`` seconds."""
+        """Wait until there is room, or for ``timeout`` seconds."""
+        with self._progress:
+            self._progress.wait_for(lambda: self.has_room, timeout)
+
+    def wait_change(self, timeout: float) -> None:
+        """Wait until records were settled, or for ``timeout`` seconds."""
         with self._progress:
             self._progress.wait(timeout)
 

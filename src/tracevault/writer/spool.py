@@ -26,6 +26,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from struct import Struct
 from threading import RLock
@@ -45,7 +46,7 @@ FORMAT = 1
 SUFFIX, LOCK_SUFFIX, CORRUPT_SUFFIX = ".spool", ".lock", ".corrupt"
 _RECORD = Struct("!cQHB")
 _RUN = Struct("!QQ")
-_GIVEN_ID, _GIVEN_TIME, _IN_DOUBT = 1, 2, 4
+GIVEN_ID, _GIVEN_TIME, _IN_DOUBT = 1, 2, 4
 # Bytes after which the header is repeated, and which are read for a lane in one go.
 _HEADER_EVERY = 1 << 20
 _LOAD_BYTES = 1 << 20
@@ -66,9 +67,14 @@ class Spooled(NamedTuple):
     seq: int
     scope: str
     table: str
-    prepared: Prepared
     encoded: bytes
+    flags: int
     in_doubt: bool
+
+    @property
+    def occurred_at(self) -> datetime:
+        """When it occurred."""
+        return decode_row(self.encoded)[_OCCURRED_AT]  # type: ignore[no-any-return]
 
 
 class Found(NamedTuple):
@@ -185,18 +191,18 @@ class SpoolFile:
         self,
         scope: str,
         table: str,
-        prepared: Prepared,
         encoded: bytes,
+        flags: int,
         *,
         in_doubt: bool = False,
         kept: Callable[[int], bool] = lambda _seq: True,
     ) -> int:
-        """Keep a record, and return a mark for `sync`.
+        """Keep a record, the row as bytes and its `flags_of`, and return a mark for `sync`.
 
         ``kept`` is called with its number, in order, and quickly; it says whether the record is in memory as well,
         so that nobody has to `load` it.
         """
-        flags = flags_of(prepared) | in_doubt * _IN_DOUBT
+        flags |= in_doubt * _IN_DOUBT
         with self.mutex:
             if self._retired or self._closed:
                 raise RetiredError(f"the spool file {str(self.path)!r} is closed")
@@ -461,10 +467,9 @@ def read_records(descriptor: int, found: Found) -> Iterator[Spooled]:
 def _spooled(body: bytes, columns: tuple[str, ...], names: dict[int, tuple[str, str]]) -> Spooled:
     _, seq, lane, flags = _RECORD.unpack_from(body)
     encoded = body[_RECORD.size :]
-    row = decode_row(encoded, columns)
     if columns != INSERT_COLUMNS:
-        encoded = encode_row(row)
-    return Spooled(seq, *names[lane], prepared_from(flags, row), encoded, bool(flags & _IN_DOUBT))
+        encoded = encode_row(decode_row(encoded, columns))
+    return Spooled(seq, *names[lane], encoded, flags & ~_IN_DOUBT, bool(flags & _IN_DOUBT))
 
 
 def _numbers(runs: Sequence[tuple[int, int]]) -> set[int]:
@@ -473,15 +478,15 @@ def _numbers(runs: Sequence[tuple[int, int]]) -> set[int]:
 
 def flags_of(prepared: Prepared) -> int:
     """Return the flags that `prepared_from` takes."""
-    return prepared.given_id * _GIVEN_ID | prepared.given_time * _GIVEN_TIME
+    return prepared.given_id * GIVEN_ID | prepared.given_time * _GIVEN_TIME
 
 
 def prepared_from(flags: int, row: tuple[Any, ...]) -> Prepared:
     """Return the record of a row that was read back, with its flags."""
-    return Prepared(row[_ID], row[_MODE], row, bool(flags & _GIVEN_ID), bool(flags & _GIVEN_TIME))
+    return Prepared(row[_ID], row[_MODE], row, bool(flags & GIVEN_ID), bool(flags & _GIVEN_TIME))
 
 
-_ID, _MODE = INSERT_COLUMNS.index("id"), INSERT_COLUMNS.index("mode")
+_ID, _MODE, _OCCURRED_AT = map(INSERT_COLUMNS.index, ("id", "mode", "occurred_at"))
 
 
 def acquire_lock(path: Path) -> int | None:
