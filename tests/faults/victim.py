@@ -139,12 +139,13 @@ class Victim:
     def token(self, event: str) -> str:
         return f"{self.tell.name}.{os.getpid()}/{event}/{next(self.numbers)}"
 
-    def one(self, event: str, **fields: Any) -> str:
+    def one(self, event: str, *, token: str | None = None, scope: str | None = None, **fields: Any) -> str:
         """Emit one event, and report what came of it."""
-        token = fields.pop("token", None) or self.token(event)
+        token = token or self.token(event)
+        target = self.vault if scope is None else self.vault.get_scope(scope)
         self.tell("I", token, time.time())
         try:
-            receipt = self.call("emit", event, correlation_id=token, data=payload_of(token), **fields)
+            receipt = self.result(target.emit(event, **{"correlation_id": token, "data": payload_of(token), **fields}))
         except tracevault.TracevaultError as error:
             self.raised(token, error)
         else:
@@ -156,8 +157,11 @@ class Victim:
         self.tell("X", token, "unknown" if unknown else "certain", type(error).__name__)
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        result = getattr(self.vault, method)(*arguments, **keywords)
-        return result if self.loop is None else self.wait(result)
+        return self.result(getattr(self.vault, method)(*arguments, **keywords))
+
+    def result(self, called: Any) -> Any:
+        """Return what a method of either kind of vault returned."""
+        return called if self.loop is None else self.wait(called)
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         assert self.loop is not None
