@@ -176,7 +176,7 @@ class Victim:
         return None
 
     def _given_up(self, error: Exception, record: tracevault.AuditRecord) -> None:
-        self.tell("L", record.correlation_id, type(error).__name__)
+        self.tell("L", record.correlation_id, type(error).__name__, getattr(error, "sqlstate", None))
 
     def serve(self) -> None:
         """Do what the supervisor says, until it closes the pipe."""
