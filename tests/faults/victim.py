@@ -108,6 +108,32 @@ class Victim:
             self.tell("R", token, receipt.id, receipt.stored, time.time())
         return tokens
 
+    def transactions(self, dsn: str, ends: list[str]) -> None:
+        """Run transactions of the application's own, each with an event and a row of ``changes`` of the same token.
+
+        Their ends: ``commit``, ``rollback``, ``inner`` (and another event in a savepoint that is rolled back) and
+        ``refused`` (and another event that the database refuses, emitted with ``savepoint=True``).
+        """
+        connect: Any = psycopg.connect if self.loop is None else psycopg.AsyncConnection.connect
+        for end in ends:
+            connection = self.result(connect(dsn))
+            try:
+                if end == "inner":
+                    self.result(connection.execute("SAVEPOINT inner_part"))
+                    inner = self.one("faults.inner", connection=connection)
+                    self.result(connection.execute("ROLLBACK TO SAVEPOINT inner_part"))
+                    self.tell("B", inner)
+                if end == "refused":
+                    self.one("faults.refused", connection=connection, savepoint=True, tenant_id="poison")
+                token = self.one("faults.outer", connection=connection)
+                self.result(connection.execute("INSERT INTO changes VALUES (%s)", [token]))
+                self.result(connection.rollback() if end == "rollback" else connection.commit())
+            except psycopg.Error:
+                continue  # whether it was committed, the tables know
+            finally:
+                self.result(connection.close())
+            self.tell("B" if end == "rollback" else "K", token)
+
     def begin(self, **how: Any) -> None:
         """Emit in the background until `stop`."""
         thread = threading.Thread(target=self.emit, kwargs={"count": 10**9, "stop": True, **how}, daemon=True)
@@ -180,9 +206,8 @@ class Victim:
 
     def serve(self) -> None:
         """Do what the supervisor says, until it closes the pipe."""
-        commands: dict[str, Callable[..., Any]] = {
-            name: getattr(self, name) for name in ("start", "emit", "many", "begin", "stop", "flush", "close", "stats")
-        }
+        names = ("start", "emit", "many", "transactions", "begin", "stop", "flush", "close", "stats")
+        commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
         for line in sys.stdin:
             order = json.loads(line)
             try:
