@@ -21,6 +21,7 @@ import psycopg
 
 import tracevault
 from tests.faults.ledger import payload_of
+from tests.faults.mixture import Mixture
 
 
 class Reporter:
@@ -45,20 +46,25 @@ class Victim:
         self.vault: Any = None
         self.stopping = threading.Event()
         self.load: list[threading.Thread] = []
+        self.blocking: Any = None
+        self.mixture: Mixture | None = None
 
     # -- commands ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Open the vault."""
-        options = dict(self.spec["options"])
-        if self.spec.get("on_error", True):
-            options["on_error"] = self._given_up
         if self.spec["kind"] == "blocking":
-            self.vault = tracevault.Tracevault(**options)
+            self.vault = tracevault.Tracevault(**self.options)
             return
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="loop", daemon=True).start()
-        self.vault = self.wait(_awaited(tracevault.start_tracevault(**options)))
+        self.vault = self.wait(_awaited(tracevault.start_tracevault(**self.options)))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The vault's options."""
+        handler = {"on_error": self._given_up} if self.spec.get("on_error", True) else {}
+        return {**self.spec["options"], **handler}
 
     def emit(
         self,
@@ -107,6 +113,28 @@ class Victim:
         for token, receipt in zip(tokens, receipts, strict=True):
             self.tell("R", token, receipt.id, receipt.stored, time.time())
         return tokens
+
+    def mix(self) -> None:
+        """Open a blocking vault besides the async one, for a mixed load."""
+        self.blocking = tracevault.Tracevault(**self.options)
+        self.mixture = Mixture(self, self.blocking)
+
+    def mixed(
+        self,
+        threads: int,
+        tasks: int,
+        each: tuple[int, int],
+        seconds: float = 0.0,
+        costs: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Emit from threads and tasks at once; see `Mixture.run`."""
+        assert self.mixture is not None
+        return self.mixture.run(threads, tasks, each, seconds, costs)
+
+    def costs(self, count: int) -> dict[str, float]:
+        """Return what one emit costs its caller."""
+        assert self.mixture is not None
+        return self.mixture.costs(count)
 
     def transactions(self, dsn: str, ends: list[str]) -> None:
         """Run transactions of the application's own, each with an event and a row of ``changes`` of the same token.
@@ -157,6 +185,10 @@ class Victim:
 
     def stats(self) -> dict[str, Any]:
         stats = asdict(self.vault.stats())
+        if self.blocking is not None:
+            for name, count in asdict(self.blocking.stats()).items():
+                if name != "lanes":
+                    stats[name] += count
         self.tell("S", json.dumps(stats))
         return stats
 
@@ -206,7 +238,20 @@ class Victim:
 
     def serve(self) -> None:
         """Do what the supervisor says, until it closes the pipe."""
-        names = ("start", "emit", "many", "transactions", "begin", "stop", "flush", "close", "stats")
+        names = (
+            "start",
+            "emit",
+            "many",
+            "mix",
+            "mixed",
+            "costs",
+            "transactions",
+            "begin",
+            "stop",
+            "flush",
+            "close",
+            "stats",
+        )
         commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
         for line in sys.stdin:
             order = json.loads(line)
