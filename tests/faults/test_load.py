@@ -14,7 +14,7 @@ from tests.faults.supervisor import Scenario
 
 BACKLOG = 10_000
 # How often both loads are measured, in turn.
-ROUNDS = 5
+ROUNDS = 7
 # What an interpreter that exits gives to its queue, and what it may take besides.
 DEADLINE, SLACK = 2.0, 1.5
 
@@ -65,10 +65,13 @@ def test_many_threads_and_tasks(scenario: Scenario) -> None:
 
 @pytest.mark.timeout(180)
 def test_the_event_loop_is_not_held_up(scenario: Scenario) -> None:
-    """The loop's lag is at most twice that of the same load with emit replaced by as much work of its caller."""
+    """At 820 events a second the loop's lag is at most twice that of as much plain work of the callers.
+
+    The writers' threads cost as much again, so that at far higher rates the interpreter's lock is what is measured.
+    """
     victim = scenario.victim(kind="async", timeout=30.0)
     victim.do("mix")
-    load: dict[str, Any] = {"threads": 64, "tasks": 1000, "each": [20, 2], "seconds": 2.0}
+    load: dict[str, Any] = {"threads": 64, "tasks": 1000, "each": [10, 1], "seconds": 2.0}
     victim.do("mixed", **load)
     victim.do("costs", count=200)
     costs = victim.do("costs", count=300)
@@ -84,4 +87,4 @@ def test_the_event_loop_is_not_held_up(scenario: Scenario) -> None:
         print(f"{name}: p99 of the lag {median(found) * 1000:.2f} ms, of {[round(lag * 1000, 2) for lag in found]}")
     assert victim.finish() == 0
     assert median(lags["emit"]) <= 2 * median(lags["work"])
-    scenario.check(acknowledged=ROUNDS * (64 * 20 + 1000 * 2))
+    scenario.check(acknowledged=(ROUNDS + 1) * (64 * 10 + 1000) + 2000)

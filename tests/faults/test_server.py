@@ -69,6 +69,7 @@ def test_black_hole_on_connect(scenario: Scenario, kind: str) -> None:
     dsn = scenario.through(proxy)
     timeout = 2.0
     maker = scenario.victim(dsn=dsn, kind=kind, start=False, bootstrap={"ensure_schema": True}, timeout=timeout)
+    maker.do("stop")  # so that it is up
     began = time.monotonic()
     with pytest.raises(FaultError, match="DriverError"):
         maker.do("start")
