@@ -97,6 +97,23 @@ def test_every_row_is_poison(scenario: Scenario) -> None:
     scenario.check(dead=given_up(scenario), acknowledged=100, poison=3)
 
 
+def test_poison_in_front(scenario: Scenario) -> None:
+    """Five refused ones before fifty good ones: the lane is paused after three, and finds out what is good."""
+    scenario.server.sql(_CHECK, dbname=scenario.dbname)
+    proxy = scenario.proxy()
+    victim = scenario.victim(dsn=scenario.through(proxy))
+    proxy.refuse()
+    poison = victim.do("emit", count=5, tenant_id="poison")
+    victim.do("emit", count=50)
+    proxy.open()
+    scenario.drained(victim, within=6 * PROBE_INTERVAL)
+    assert victim.finish() == 0
+    if "in a row were refused" not in victim.log.read_text():
+        raise VacuousError("it was not paused")
+    assert sorted(given_up(scenario)) == sorted(poison)
+    scenario.check(dead=poison, acknowledged=55, poison=5)
+
+
 @pytest.mark.parametrize("reads", [True, False], ids=["may read", "may only insert"])
 def test_the_same_id_again(scenario: Scenario, reads: bool) -> None:
     """With the same content it is delivered, and stored once; with other content it is an error, or a dead letter."""
