@@ -218,3 +218,33 @@ def test_a_pool_that_cannot_connect(
     assert failed.value.transient
     assert SECRET not in "".join(traceback.format_exception(failed.value))
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("source", ["connection string", "environment", "writer_connect"])
+def test_another_client_encoding(source: str, face: OpenVault, ready_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the surroundings ask for, events are said in UTF-8; a caller's connection is refused, or says it."""
+    dsn = make_conninfo(ready_dsn, client_encoding="latin1")
+    options: dict[str, Any] = {"connection_string": ready_dsn}
+    if source == "connection string":
+        options["connection_string"] = dsn
+    elif source == "environment":
+        monkeypatch.setenv("PGCLIENTENCODING", "latin1")
+    else:
+        options["writer_connect"] = lambda: psycopg.connect(dsn)
+    vault = face(**options, bootstrap=NO_DDL)
+    text = "é€"
+    vault.emit("a", request_id=text)
+    for _ in range(20):
+        vault.emit("a", request_id=text, mode="async")
+    vault.flush()
+    vault.emit_many([{"event": "a", "request_id": text}] * 20)
+    assert vault.query.count(request_id=text) == 41
+    connection = vault.connect(dsn, autocommit=True)
+    vault.emit("a", request_id="é", connection=connection.vault, allow_autocommit=True)
+    assert vault.query.count(request_id="é") == 1
+    with pytest.raises(DriverError, match="client_encoding"):
+        vault.emit("a", request_id=text, connection=connection.vault, allow_autocommit=True)
+    with pytest.raises(DriverError, match="client_encoding"):
+        vault.emit_many([{"event": "a", "request_id": text}] * 20, connection=connection.vault, allow_autocommit=True)
+    assert vault.query.count() == 42
+    connection.close()

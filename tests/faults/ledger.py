@@ -7,7 +7,7 @@ that the checker needs no second copy of what was meant. Lines, one per write an
     R token id stored time          emit returned this receipt
     X token certain|unknown error   emit raised: certainly not stored, or nobody knows
     K token                         the caller's transaction with it was committed; B: certainly rolled back
-    L token error                   it was given up after emit had returned (`on_error`)
+    L token error sqlstate          it was given up after emit had returned (`on_error`)
     F                               flush or close returned: what was in memory is in the database
     S json                          the counters of the vault
     A json                          the answer to a command
@@ -135,7 +135,7 @@ class Ledger:
         elif kind in "KB":
             entry.committed = kind == "K"
         elif kind == "L":
-            entry.given_up = words[1]
+            entry.given_up = " ".join(words[1:])
 
     def total(self, name: str) -> int:
         """Return a counter, summed over the last word of each victim."""

@@ -38,8 +38,9 @@ class Proxy:
         self.on_commit: Callable[[_Link], str] | None = None
         """Asked at each confirmation of a commit, before it is forwarded: pass, cut before, cut after, hold."""
         self.cut_requests = 0
-        """So many of the next requests with an event in them are cut off before the server sees them."""
-        self.accepted = self.commits = self.cuts = self.attempts = 0
+        self.cut_at = b"/faults."
+        """So many of the next requests with this in them, by default an event, are cut off: the server sees none."""
+        self.accepted = self.commits = self.cuts = self.attempts = self.round_trips = 0
         self._listen()
 
     def _listen(self) -> None:
@@ -158,7 +159,7 @@ class _Link:
         self.cut()
 
     def _request(self, piece: bytes) -> bytes | None:
-        if self._proxy.cut_requests > 0 and b"/faults." in piece:
+        if self._proxy.cut_requests > 0 and self._proxy.cut_at in piece:
             self._proxy.cut_requests -= 1
             self._proxy.cuts += 1
             return None
@@ -190,6 +191,7 @@ class _Link:
     def _confirmed(self, status: bytes, out: bytearray) -> bool:
         """Look at one ReadyForQuery; False: the connection is cut, and what waits is not forwarded."""
         proxy = self._proxy
+        proxy.round_trips += 1
         proxy.attempts += self._wrote or self._failed
         committed = self._wrote and not self._failed and status == b"I"
         self._failed = False

@@ -21,6 +21,7 @@ import psycopg
 
 import tracevault
 from tests.faults.ledger import payload_of
+from tests.faults.mixture import Mixture
 
 
 class Reporter:
@@ -45,20 +46,25 @@ class Victim:
         self.vault: Any = None
         self.stopping = threading.Event()
         self.load: list[threading.Thread] = []
+        self.blocking: Any = None
+        self.mixture: Mixture | None = None
 
     # -- commands ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Open the vault."""
-        options = dict(self.spec["options"])
-        if self.spec.get("on_error", True):
-            options["on_error"] = self._given_up
         if self.spec["kind"] == "blocking":
-            self.vault = tracevault.Tracevault(**options)
+            self.vault = tracevault.Tracevault(**self.options)
             return
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="loop", daemon=True).start()
-        self.vault = self.wait(_awaited(tracevault.start_tracevault(**options)))
+        self.vault = self.wait(_awaited(tracevault.start_tracevault(**self.options)))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The vault's options."""
+        handler = {"on_error": self._given_up} if self.spec.get("on_error", True) else {}
+        return {**self.spec["options"], **handler}
 
     def emit(
         self,
@@ -108,6 +114,54 @@ class Victim:
             self.tell("R", token, receipt.id, receipt.stored, time.time())
         return tokens
 
+    def mix(self) -> None:
+        """Open a blocking vault besides the async one, for a mixed load."""
+        self.blocking = tracevault.Tracevault(**self.options)
+        self.mixture = Mixture(self, self.blocking)
+
+    def mixed(
+        self,
+        threads: int,
+        tasks: int,
+        each: tuple[int, int],
+        seconds: float = 0.0,
+        costs: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Emit from threads and tasks at once; see `Mixture.run`."""
+        assert self.mixture is not None
+        return self.mixture.run(threads, tasks, each, seconds, costs)
+
+    def costs(self, count: int) -> dict[str, float]:
+        """Return what one emit costs its caller."""
+        assert self.mixture is not None
+        return self.mixture.costs(count)
+
+    def transactions(self, dsn: str, ends: list[str]) -> None:
+        """Run transactions of the application's own, each with an event and a row of ``changes`` of the same token.
+
+        Their ends: ``commit``, ``rollback``, ``inner`` (and another event in a savepoint that is rolled back) and
+        ``refused`` (and another event that the database refuses, emitted with ``savepoint=True``).
+        """
+        connect: Any = psycopg.connect if self.loop is None else psycopg.AsyncConnection.connect
+        for end in ends:
+            connection = self.result(connect(dsn))
+            try:
+                if end == "inner":
+                    self.result(connection.execute("SAVEPOINT inner_part"))
+                    inner = self.one("faults.inner", connection=connection)
+                    self.result(connection.execute("ROLLBACK TO SAVEPOINT inner_part"))
+                    self.tell("B", inner)
+                if end == "refused":
+                    self.one("faults.refused", connection=connection, savepoint=True, tenant_id="poison")
+                token = self.one("faults.outer", connection=connection)
+                self.result(connection.execute("INSERT INTO changes VALUES (%s)", [token]))
+                self.result(connection.rollback() if end == "rollback" else connection.commit())
+            except psycopg.Error:
+                continue  # whether it was committed, the tables know
+            finally:
+                self.result(connection.close())
+            self.tell("B" if end == "rollback" else "K", token)
+
     def begin(self, **how: Any) -> None:
         """Emit in the background until `stop`."""
         thread = threading.Thread(target=self.emit, kwargs={"count": 10**9, "stop": True, **how}, daemon=True)
@@ -131,6 +185,10 @@ class Victim:
 
     def stats(self) -> dict[str, Any]:
         stats = asdict(self.vault.stats())
+        if self.blocking is not None:
+            for name, count in asdict(self.blocking.stats()).items():
+                if name != "lanes":
+                    stats[name] += count
         self.tell("S", json.dumps(stats))
         return stats
 
@@ -139,12 +197,13 @@ class Victim:
     def token(self, event: str) -> str:
         return f"{self.tell.name}.{os.getpid()}/{event}/{next(self.numbers)}"
 
-    def one(self, event: str, **fields: Any) -> str:
+    def one(self, event: str, *, token: str | None = None, scope: str | None = None, **fields: Any) -> str:
         """Emit one event, and report what came of it."""
-        token = fields.pop("token", None) or self.token(event)
+        token = token or self.token(event)
+        target = self.vault if scope is None else self.vault.get_scope(scope)
         self.tell("I", token, time.time())
         try:
-            receipt = self.call("emit", event, correlation_id=token, data=payload_of(token), **fields)
+            receipt = self.result(target.emit(event, **{"correlation_id": token, "data": payload_of(token), **fields}))
         except tracevault.TracevaultError as error:
             self.raised(token, error)
         else:
@@ -156,8 +215,11 @@ class Victim:
         self.tell("X", token, "unknown" if unknown else "certain", type(error).__name__)
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        result = getattr(self.vault, method)(*arguments, **keywords)
-        return result if self.loop is None else self.wait(result)
+        return self.result(getattr(self.vault, method)(*arguments, **keywords))
+
+    def result(self, called: Any) -> Any:
+        """Return what a method of either kind of vault returned."""
+        return called if self.loop is None else self.wait(called)
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         assert self.loop is not None
@@ -172,13 +234,25 @@ class Victim:
         return None
 
     def _given_up(self, error: Exception, record: tracevault.AuditRecord) -> None:
-        self.tell("L", record.correlation_id, type(error).__name__)
+        self.tell("L", record.correlation_id, type(error).__name__, getattr(error, "sqlstate", None))
 
     def serve(self) -> None:
         """Do what the supervisor says, until it closes the pipe."""
-        commands: dict[str, Callable[..., Any]] = {
-            name: getattr(self, name) for name in ("start", "emit", "many", "begin", "stop", "flush", "close", "stats")
-        }
+        names = (
+            "start",
+            "emit",
+            "many",
+            "mix",
+            "mixed",
+            "costs",
+            "transactions",
+            "begin",
+            "stop",
+            "flush",
+            "close",
+            "stats",
+        )
+        commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
         for line in sys.stdin:
             order = json.loads(line)
             try:

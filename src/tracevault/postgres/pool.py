@@ -49,7 +49,7 @@ def _is_torn(parts: dict[str, Any]) -> bool:
 
 
 def conninfo_for(value: str, timeout: float) -> str:
-    """Return ``value`` with our application name and limits, where it does not set its own."""
+    """Return ``value`` in UTF-8, and with our application name and limits where it does not set its own."""
     given = conninfo_to_dict(value)
     defaults = {
         "application_name": APPLICATION_NAME,
@@ -58,7 +58,8 @@ def conninfo_for(value: str, timeout: float) -> str:
         # Milliseconds after which the kernel gives up on a peer that does not acknowledge.
         "tcp_user_timeout": str(round(timeout * 1000)),
     }
-    return make_conninfo(value, **{key: text for key, text in defaults.items() if key not in given})
+    missing = {key: text for key, text in defaults.items() if key not in given}
+    return make_conninfo(value, **missing, client_encoding="UTF8")
 
 
 def target_of(conninfo: Any) -> str | None:
@@ -272,6 +273,8 @@ def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connect
                     field="writer_connect",
                 )
             connection.autocommit = True
+            if connection.info.encoding != "utf-8":
+                connection.execute("SET client_encoding TO UTF8")
             return connection
 
         return connect_by_caller
@@ -289,7 +292,7 @@ def writer_connect(config: Config, conninfo: str | None) -> Callable[[], Connect
         kwargs = {
             key: value
             for key, value in (config.pool.kwargs or {}).items()
-            if key not in {"row_factory", "cursor_factory", "autocommit", "context"}
+            if key not in {"row_factory", "cursor_factory", "autocommit", "context", "client_encoding"}
         }
     target = conninfo_for(conninfo, config.timeout)
 

@@ -72,6 +72,8 @@ def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
                         result = _copy(cursor, statement)
                 except psycopg.Error as error:
                     failure = from_psycopg(error, place)
+                except UnicodeEncodeError:
+                    failure = from_psycopg(psycopg.DataError(_LACKS), place)
                 else:
                     statement = flow.send(result)
                     continue
@@ -95,6 +97,8 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
                         result = await _copy_async(cursor, statement)
                 except psycopg.Error as error:
                     failure = from_psycopg(error, place)
+                except UnicodeEncodeError:
+                    failure = from_psycopg(psycopg.DataError(_LACKS), place)
                 else:
                     statement = flow.send(result)
                     continue
@@ -107,7 +111,17 @@ class _AbandonedError(Exception):
     """Ends a COPY from our side; psycopg sends its text, which is all that the server's log is to know."""
 
 
+_LACKS = "the connection's client_encoding lacks a character of the event; set it to UTF8"
+
+
+def _check_encoding(connection: Connection[Any] | AsyncConnection[Any]) -> None:
+    # The server would take our UTF-8 for another encoding, and store something else without a word.
+    if connection.info.encoding != "utf-8":
+        raise psycopg.NotSupportedError("the connection's client_encoding is not UTF8; set it")
+
+
 def _copy(cursor: _Cursor, statement: Copy) -> Result:
+    _check_encoding(cursor.connection)
     refusal = None
     try:
         with cursor.copy(statement.sql.encode()) as copy:
@@ -125,6 +139,7 @@ def _copy(cursor: _Cursor, statement: Copy) -> Result:
 
 
 async def _copy_async(cursor: _AsyncCursor, statement: Copy) -> Result:
+    _check_encoding(cursor.connection)
     refusal = None
     try:
         async with cursor.copy(statement.sql.encode()) as copy:

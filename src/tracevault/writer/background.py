@@ -392,6 +392,10 @@ class BackgroundWriter:
         """Store ``batch``, or decide what becomes of it, and when the rest is tried again."""
         place = Place("emit" if lane.sync else "storing async records", lane.scope, lane.table)
         first, parts = batch[0].number, [batch]
+        if lane.probing and len(batch) > 1:
+            # Any one of them: the first ones may be at fault themselves.
+            probe = batch.pop(random.randrange(len(batch)))  # noqa: S311 - fairness
+            parts.append([probe])
         done: list[Item] = []
         woken: list[Waiter] = []
         while parts:
@@ -424,7 +428,7 @@ class BackgroundWriter:
                 parts.append(part)
                 self._hold(lane, part, failure, kind, place)
             break
-        rest = [item for part in reversed(parts) for item in part]
+        rest = sorted((item for part in parts for item in part), key=lambda item: item.number)
         self._queue.settle(lane, first, done, rest)
         finish_all(woken)
 
@@ -516,6 +520,9 @@ class BackgroundWriter:
     ) -> bool:
         """Find the refused record in ``part``; True if what is left of it can be tried at once."""
         row = getattr(failure, "row", None)
+        if lane.probing and failure.__cause__ is not None:
+            self._pause(lane, failure, place, "records are still refused")
+            return False
         if failure.__cause__ is None and len(part) > 1:
             # Found by us after the statement: PostgreSQL has stored those that nothing kept out.
             for item in part:
@@ -537,7 +544,7 @@ class BackgroundWriter:
         in_a_row = 1 + (lane.refusals[1] if lane.refusals[0] == code and index == 0 else 0)
         lane.refusals = (code, in_a_row)
         if not lane.sync and in_a_row >= _REFUSALS_IN_A_ROW and failure.__cause__ is not None:
-            lane.refusals = (None, 0)
+            lane.refusals, lane.probing = (None, 0), True
             self._pause(lane, failure, place, f"{in_a_row} records in a row were refused")
             return False
         if part:
@@ -644,7 +651,7 @@ class BackgroundWriter:
         lane.most = min(lane.most * 2, self._config.async_batch_size)
         if lane.failure is None:
             return
-        lane.failure, lane.failures, lane.state = None, 0, "ok"
+        lane.failure, lane.failures, lane.state, lane.probing = None, 0, "ok", False
         if not lane.sync:
             _log.info("%s works again", place)
         self._queue.resume()  # the other lanes waited for the same, perhaps

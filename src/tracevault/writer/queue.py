@@ -90,6 +90,8 @@ class Lane:
         self.failures = 0
         self.state: LaneState = "ok"
         self.refusals: tuple[str | None, int] = (None, 0)
+        # Whether it is paused because of them, so that single records are tried, and none is given up.
+        self.probing = False
 
     @property
     def on_disk(self) -> bool:
