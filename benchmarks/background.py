@@ -21,6 +21,7 @@ import psycopg
 from benchmarks.measure import Row, Seconds, pairs_async
 from benchmarks.work import EVENT, FIELDS, SETTINGS, Bench, copy_by_hand, ready_row, ready_rows
 from tracevault import Tracevault, start_tracevault
+from tracevault.event.binary import encode_row
 from tracevault.event.prepare import prepare
 
 COUNT = 50_000
@@ -80,7 +81,7 @@ def waits(one: Callable[[], object]) -> list[float]:
 
 def latency(bench: Bench) -> list[Row]:
     """What the caller of an async emit waits with the spool on. By hand: validate, and append to SQLite."""
-    blob = "".join(str(value) for value in ready_row()).encode()
+    blob = encode_row(ready_row())
     sides: dict[str, list[list[float]]] = {"ours": [], "plain": []}
     folder = tempfile.mkdtemp(dir=bench.folder)
     with Tracevault(**bench.options(default_mode="async", spool=folder)) as vault:

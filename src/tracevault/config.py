@@ -106,7 +106,7 @@ class Config:
     on_unavailable: Literal["raise", "spool"] = _option(
         "raise", '`"spool"`: a sync `emit` that cannot reach the database keeps the event in the spool'
     )
-    spool_quota_bytes: int = _option(2**30, "most bytes of a process's spool file; then `on_full` decides")
+    spool_quota_bytes: int = _option(2**30, "most bytes of a process's spool files; then `on_full` decides")
     writer_connect: Callable[[], Any] | None = _option(
         None,
         "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
