@@ -21,8 +21,8 @@ QUEUE = 10_000
 TABLE = "audit_slow"
 # Seconds that each statement takes longer: the caller is faster than that, so the queue is full nearly always.
 SLOWER = 0.02
-# MiB. A queued event takes about 3 KiB; the rest is the connections' and the allocator's.
-ALLOWED = QUEUE * 4 / 1024 + 16
+# MiB. A queued event takes less than 1 KiB; the rest is the connections' and the allocator's.
+ALLOWED = QUEUE / 1024 + 16
 DRIFT_ALLOWED = 4.0
 
 
