@@ -282,6 +282,8 @@ class AsyncEngine(_Engine):
         if prepared.mode == "async":
             try:
                 return await writer.put_async(scope, table, prepared)
+            except OutcomeUnknownError:
+                raise  # it is spooled, and counted there
             except TracevaultError:
                 writer.counters.add(refused=1)
                 raise
@@ -496,6 +498,8 @@ class BlockingEngine(_Engine):
         if prepared.mode == "async":
             try:
                 return writer.put(scope, table, prepared)
+            except OutcomeUnknownError:
+                raise  # it is spooled, and counted there
             except TracevaultError:
                 writer.counters.add(refused=1)
                 raise

@@ -37,7 +37,7 @@ from tracevault.errors import SpoolError
 from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.writer.frames import frame, read_frames
+from tracevault.writer.frames import begins_frame, frame, read_frames
 
 _log = logging.getLogger("tracevault")
 
@@ -84,7 +84,7 @@ class Found(NamedTuple):
     unreadable: int
     """Records that are neither delivered nor readable."""
     torn: int
-    """Bytes at the end that are no whole frame."""
+    """Bytes at the end that are no whole frame, nor the beginning of one: its writer died over that."""
 
 
 class SpoolFile:
@@ -104,6 +104,10 @@ class SpoolFile:
         self.damaged = False
         self.unreadable = self.torn = 0
         """Of an orphan: records that cannot be read, and bytes at its end that are no whole frame."""
+        self.distrusted = False
+        """Whether a sync has failed: what it was to write is lost, perhaps, though later ones succeed."""
+        self.copied = False
+        """Whether records of it may stand in another file as well."""
         self.fsync_seconds = 0.0
         self._lock_descriptor = lock
         self._descriptor = descriptor
@@ -274,6 +278,8 @@ class SpoolFile:
                 return
             if self._closed:
                 raise RetiredError(f"the spool file {str(self.path)!r} is closed")
+            if self.distrusted:
+                raise SpoolError(f"the spool file {str(self.path)!r} could not be synced, and is trusted no more")
             covered = self._appended
             started = time.perf_counter()
             try:
@@ -282,6 +288,7 @@ class SpoolFile:
                     _sync_folder(self.path.parent)
                     self._listed = True
             except OSError as error:
+                self.distrusted = True
                 raise SpoolError(f"the spool file {str(self.path)!r} cannot be synced: {error.strerror}") from None
             finally:
                 self.fsync_seconds += time.perf_counter() - started
@@ -446,7 +453,7 @@ def scan(path: Path, descriptor: int) -> Found:
         last=last,
         left=[record for record in records if record[0] not in delivered and record[1] in lanes],
         unreadable=last - len(read | delivered),
-        torn=size - whole,
+        torn=0 if begins_frame(descriptor, whole, size) else size - whole,
     )
 
 
