@@ -27,7 +27,7 @@ from tracevault.writer.spool import is_held
 
 ROOT = Path(__file__).resolve().parents[2]
 # A mutant puts its own copy of the sources here, for the victims alone.
-SOURCES = os.environ.get("TRACEVAULT_FAULTS_SOURCES")
+SOURCES = os.environ.get("TRACEVAULT_FAULTS_SOURCES", str(ROOT / "src"))
 
 
 class Died(Exception):  # noqa: N818 - it is an event, not a mistake
@@ -59,8 +59,8 @@ class Victim:
         self._dry = threading.Event()
         self._out, descriptor = os.pipe()
         spec = {**spec, "name": name, "descriptor": descriptor}
-        paths = [path for path in (SOURCES, str(ROOT)) if path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(shim.environment if shim else {})}
+        paths = os.pathsep.join((SOURCES, str(ROOT)))
+        environment = {**os.environ, "PYTHONPATH": paths, **(shim.environment if shim else {})}
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -213,6 +213,10 @@ class Scenario:
         return make_conninfo(
             host="127.0.0.1", port=proxy.port, user=ROLE, dbname=self.dbname, sslmode="disable", gssencmode="disable"
         )
+
+    def shim(self) -> Shim:
+        """Build what makes the disk fail for victims that are started with it; skip where that cannot be."""
+        return Shim(self.folder, self.spool)
 
     def victim(
         self,
