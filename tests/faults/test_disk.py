@@ -280,11 +280,11 @@ def test_disk_fails_while_the_database_is_up(scenario: Scenario, durability: str
 # -- spoiled bytes -----------------------------------------------------------------------------------------
 
 
-def _spoil(scenario: Scenario, size: int) -> tuple[set[str], set[str]]:
-    """Overwrite bytes in the middle of the largest spool file; return the tokens hit, and those hit perhaps."""
+def _spoil(scenario: Scenario, place: str, size: int) -> tuple[set[str], set[str]]:
+    """Overwrite bytes of the largest spool file; return the tokens hit, and those hit perhaps."""
     path = max(scenario.spool.glob("*.spool"), key=lambda path: path.stat().st_size)
     data = path.read_bytes()
-    start = len(data) // 2 + scenario.random.randrange(200)
+    start = 0 if place == "start" else len(data) // 2 + scenario.random.randrange(200)
     hit, near = set(), set()
     for match in TOKEN.finditer(data.decode("latin-1")):
         if start <= match.start() < start + size:
@@ -297,15 +297,15 @@ def _spoil(scenario: Scenario, size: int) -> tuple[set[str], set[str]]:
     return hit, near
 
 
-@pytest.mark.parametrize("owner", ["alive", "dead"])
-def test_spool_file_spoiled(scenario: Scenario, owner: str) -> None:
+@pytest.mark.parametrize(("owner", "place"), [("alive", "middle"), ("dead", "middle"), ("dead", "start")])
+def test_spool_file_spoiled(scenario: Scenario, owner: str, place: str) -> None:
     """What can be read is delivered, the file is set aside, and the log says how much is missing."""
     scenario.server.stop()
     victim = scenario.victim(max_queue=50)
     victim.do("emit", count=1000)
     if owner == "dead":
         scenario.kill(victim)
-    hit, near = _spoil(scenario, 5000)
+    hit, near = _spoil(scenario, place, 5000)
     if len(hit) < 3:
         raise VacuousError("nothing was hit")
     if owner == "dead":

@@ -46,8 +46,8 @@ SUFFIX, LOCK_SUFFIX, CORRUPT_SUFFIX = ".spool", ".lock", ".corrupt"
 _RECORD = Struct("!cQHB")
 _RUN = Struct("!QQ")
 _GIVEN_ID, _GIVEN_TIME, _IN_DOUBT = 1, 2, 4
-# Bytes after which the header is repeated, and which are read for a lane in one go.
-_HEADER_EVERY = 1 << 20
+# Bytes after which the header is repeated at first and later, and which are read for a lane in one go.
+_FIRST_HEADER, _HEADER_EVERY = 1 << 13, 1 << 20
 _LOAD_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -205,7 +205,8 @@ class SpoolFile:
             if self._retired or self._closed:
                 raise RetiredError(f"the spool file {str(self.path)!r} is closed")
             lane = self._lanes.get((scope, table)) or self._add_lane(scope, table)
-            if self.size - self._header_at > _HEADER_EVERY:
+            # At first after as much as stands before it: two headers side by side would be spoiled together.
+            if self.size - self._header_at > min(self._header_at + _FIRST_HEADER, _HEADER_EVERY):
                 self._write_header()
             seq, at = self._next, self.size
             data = frame(_RECORD.pack(b"R", seq, lane, flags) + encoded)
