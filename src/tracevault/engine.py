@@ -295,6 +295,9 @@ class AsyncEngine(_Engine):
         if prepared.mode == "async":
             try:
                 where: Stored = await writer.put_async(scope, table, prepared)
+            except OutcomeUnknownError:  # it is spooled, and will be delivered
+                writer.counters.add_emitted()
+                raise
             except TracevaultError:
                 writer.counters.add(emitted=1, refused=1)
                 raise
@@ -510,6 +513,9 @@ class BlockingEngine(_Engine):
         if prepared.mode == "async":
             try:
                 where: Stored = writer.put(scope, table, prepared)
+            except OutcomeUnknownError:  # it is spooled, and will be delivered
+                writer.counters.add_emitted()
+                raise
             except TracevaultError:
                 writer.counters.add(emitted=1, refused=1)
                 raise

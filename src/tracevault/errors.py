@@ -73,7 +73,7 @@ class DriverError(TracevaultError):
 
 
 class OutcomeUnknownError(DriverError):
-    """The connection broke after the event was sent: it may be stored, or not.
+    """The connection broke after the event was sent, or the spool could not be synced: it may be stored, or not.
 
     Emit again with ``id=error.id`` and the same content: that stores it once, whatever happened before.
     For ``emit_many`` it is the first id; the batch is stored whole or not at all.

@@ -29,8 +29,6 @@ from uuid import UUID
 
 import psycopg
 
-from tracevault.writer.dead import letters as dead_letters
-
 TOKEN = re.compile(r"[\w.-]+/[\w.]+/\d+")
 # PostgreSQL keeps microseconds, and the clock is read on both sides of emit; this much is measured inexactly.
 _CLOCK_SLACK = 0.005
@@ -232,11 +230,3 @@ def _problems(token: str, entry: Entry, row: tuple[Any, ...], *, clock: bool) ->
         if not early <= occurred_at.timestamp() <= late:
             returned = datetime.fromtimestamp(entry.returned, UTC)
             yield f"occurred at {occurred_at}, but emit ended at {returned}"
-
-
-def dead_in(spool: Path) -> Counter[str]:
-    """Return the tokens of the dead letters in a spool directory."""
-    tokens: Counter[str] = Counter()
-    for letter in dead_letters(spool):
-        tokens.update(set(TOKEN.findall(str(letter.prepared.row))))
-    return tokens

@@ -214,6 +214,10 @@ class Scenario:
             host="127.0.0.1", port=proxy.port, user=ROLE, dbname=self.dbname, sslmode="disable", gssencmode="disable"
         )
 
+    def shim(self) -> Shim:
+        """Build what makes the disk fail for victims that are started with it; skip where that cannot be."""
+        return Shim(self.folder, self.spool)
+
     def victim(
         self,
         *,

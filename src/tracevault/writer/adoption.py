@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tracevault.errors import SpoolError
-from tracevault.writer.frames import MARK
+from tracevault.writer.frames import begins_frame
 from tracevault.writer.spool import (
     CORRUPT_SUFFIX,
     LOCK_SUFFIX,
@@ -20,8 +20,6 @@ from tracevault.writer.spool import (
 )
 
 _log = logging.getLogger("tracevault")
-# A process that died while it made a file left less than this.
-_BARELY_BEGUN = 4096
 
 
 class SpoolFolder:
@@ -94,8 +92,8 @@ class SpoolFolder:
 
 def _is_barely_begun(path: Path) -> bool:
     """Whether a process died while it made the file, so that nothing was kept in it."""
-    begun = path.read_bytes()[: _BARELY_BEGUN + 1]
-    return len(begun) <= _BARELY_BEGUN and begun[: len(MARK)] == MARK[: len(begun)]
+    with path.open("rb") as file:
+        return begins_frame(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _tell_damage(file: SpoolFile) -> None:

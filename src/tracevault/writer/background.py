@@ -24,6 +24,7 @@ from psycopg import Connection
 from tracevault.config import Config
 from tracevault.errors import (
     DriverError,
+    OutcomeUnknownError,
     QueueFullError,
     SpoolError,
     TracevaultError,
@@ -68,6 +69,8 @@ _GRACE = 0.25
 # An interpreter that exits without close() waits this long for what is queued, and close() so long for threads.
 _EXIT_SECONDS = 2.0
 _LAST_SECONDS = 2.0
+# Seconds between attempts to move away from a spool file that could not be synced.
+_MOVE_INTERVAL = 0.25
 # Of which scopes without trouble of their own, held up by another one, have so much for their records.
 _LAST_CHANCE = 1.0
 
@@ -82,6 +85,7 @@ class BackgroundWriter:
         self.counters = Counters()
         self._lock = Lock()
         self._moving = Lock()
+        self._move_at = 0.0
         self._threads: list[Thread] = []
         self._give_up_at: float | None = None
         self._dropping = False
@@ -95,7 +99,7 @@ class BackgroundWriter:
                 adopted=self._adopt,
                 failed=self._move_on,
                 is_done=self._queue.done_with,
-                let_go=self._queue.forget,
+                let_go=self._let_go,
             )
             self.spool.start()
         # From now on, not from the first record on: callbacks that the application registers later run earlier.
@@ -124,7 +128,7 @@ class BackgroundWriter:
                 kept = self._offer(scope, table, prepared)
         where, spooled = kept or self._refuse()
         if spooled is not None and self._config.durability == "fsync":
-            self._sync(*spooled)
+            self._sync(*spooled, prepared)
         return where
 
     async def put_async(self, scope: str, table: str, prepared: Prepared) -> Where:
@@ -141,7 +145,7 @@ class BackgroundWriter:
             await self._wait_async(offered, self._config.timeout)
         where, spooled = kept or self._refuse()
         if spooled is not None and self._config.durability == "fsync":
-            await asyncio.to_thread(self._sync, *spooled)
+            await asyncio.to_thread(self._sync, *spooled, prepared)
         return where
 
     def _offer(self, scope: str, table: str, prepared: Prepared) -> tuple[Where, _Mark | None] | None:
@@ -191,13 +195,20 @@ class BackgroundWriter:
 
         return file.append(scope, table, item.encoded, item.flags, in_doubt=item.in_doubt, kept=kept)
 
-    def _sync(self, file: SpoolFile, mark: int) -> None:
+    def _sync(self, file: SpoolFile, mark: int, prepared: Prepared) -> None:
         try:
             file.sync(mark)
         except RetiredError:
             pass  # whoever closed it had seen everything in it delivered, or synced elsewhere
         except SpoolError:
-            self._move_on(file)
+            try:
+                self._move_on(file)
+            except TracevaultError as error:
+                raise OutcomeUnknownError(
+                    f"{error}; the event is kept, but a loss of power may take it along: emit it again with the same "
+                    f"content and id={str(prepared.id)!r} to have it once",
+                    id=prepared.id,
+                ) from None
 
     def _move_on(self, file: SpoolFile) -> None:
         """Keep in another file what ``file`` holds, because what it says of the disk cannot be trusted any more.
@@ -207,23 +218,33 @@ class BackgroundWriter:
         spool = self.spool
         assert spool is not None
         with self._moving:
-            spool.begin_another(file)
             if file not in spool.files():
                 return  # somebody else has done it
+            if time.monotonic() < self._move_at:
+                raise SpoolError(f"the spool file {str(file.path)!r} cannot be synced")
+            self._move_at = time.monotonic() + _MOVE_INTERVAL
+            heir = spool.own()
+            if heir.distrusted:
+                spool.begin_another(heir)
+                heir = spool.own()
+            heir.sync(heir.last + 1)  # while the disk fails, nothing is gained by copies
+            deadline = time.monotonic() + self._config.timeout + _LAST_SECONDS
             self._queue.drop_waiting(file)
-            deadline = time.monotonic() + _LAST_SECONDS
             while not self._queue.done_with(file) and time.monotonic() < deadline:
                 self._queue.wait_change(0.1)
+                self._queue.drop_waiting(file)
             left = file.left()
             try:
-                for one in left:
-                    self._keep(one.scope, one.table, Item(None, one.encoded, one.flags, in_doubt=True))
-                for other in spool.files():
-                    if other is not file and other.mine:
-                        other.sync(other.unsynced)
+                items = [Item(None, one.encoded, one.flags, in_doubt=True) for one in left]
+                kept = dict(self._keep(one.scope, one.table, item) for one, item in zip(left, items, strict=True))
+                for other, mark in kept.items():
+                    with suppress(RetiredError):  # everything in it is delivered
+                        other.sync(mark)
             except TracevaultError:
+                file.copied = True
                 self._deliver_from(file)
                 raise
+            self._move_at = 0.0
             _log.error("the spool file %s cannot be synced: what was left in it moved to another one", file.path)
             file.depth = 0
             spool.let_go(file)
@@ -353,6 +374,11 @@ class BackgroundWriter:
         if not self._threads:
             self._start_writer()
 
+    def _let_go(self, file: SpoolFile) -> None:
+        self._queue.forget(file)
+        if file.depth:  # what nobody could read
+            self.counters.add(dead=file.depth)
+
     def _deliver_from(self, file: SpoolFile) -> None:
         for scope, table in file.lanes():
             self._queue.on_disk(self._queue.lane(scope, table, spool=file), file.last)
@@ -377,7 +403,7 @@ class BackgroundWriter:
         try:
             found, last = file.load(lane.scope, lane.table, lane.loaded, most)
             for one in found:
-                item = Item(None, one.encoded, one.flags, in_doubt=one.in_doubt or not file.mine)
+                item = Item(None, one.encoded, one.flags, in_doubt=one.in_doubt or file.copied or not file.mine)
                 item.number = one.seq
                 items.append(item)
         except Exception as error:  # noqa: BLE001 - a broken file must not end the thread

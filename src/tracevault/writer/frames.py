@@ -46,6 +46,14 @@ def read_frames(descriptor: int, start: int, end: int) -> Iterator[tuple[int, in
         at = following
 
 
+def begins_frame(descriptor: int, start: int, end: int) -> bool:
+    """Whether the bytes between two places are the beginning of a frame that goes on beyond them."""
+    head = os.pread(descriptor, min(HEAD.size, end - start), start)
+    if len(head) < HEAD.size:
+        return MARK.startswith(head[: len(MARK)])
+    return head.startswith(MARK) and start + HEAD.size + HEAD.unpack(head)[1] > end
+
+
 class _Window:
     """Part of a file in memory."""
 

@@ -38,7 +38,7 @@ from tracevault.errors import SpoolError
 from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.writer.frames import frame, read_frames
+from tracevault.writer.frames import begins_frame, frame, read_frames
 
 _log = logging.getLogger("tracevault")
 
@@ -47,8 +47,8 @@ SUFFIX, LOCK_SUFFIX, CORRUPT_SUFFIX = ".spool", ".lock", ".corrupt"
 _RECORD = Struct("!cQHB")
 _RUN = Struct("!QQ")
 GIVEN_ID, _GIVEN_TIME, _IN_DOUBT = 1, 2, 4
-# Bytes after which the header is repeated, and which are read for a lane in one go.
-_HEADER_EVERY = 1 << 20
+# Bytes after which the header is repeated at first and later, and which are read for a lane in one go.
+_FIRST_HEADER, _HEADER_EVERY = 1 << 13, 1 << 20
 _LOAD_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -90,7 +90,7 @@ class Found(NamedTuple):
     unreadable: int
     """Records that are neither delivered nor readable."""
     torn: int
-    """Bytes at the end that are no whole frame."""
+    """Bytes at the end that are no whole frame, nor the beginning of one: its writer died over that."""
 
 
 class SpoolFile:
@@ -110,6 +110,10 @@ class SpoolFile:
         self.damaged = False
         self.unreadable = self.torn = 0
         """Of an orphan: records that cannot be read, and bytes at its end that are no whole frame."""
+        self.distrusted = False
+        """Whether a sync has failed: what it was to write is lost, perhaps, though later ones succeed."""
+        self.copied = False
+        """Whether records of it may stand in another file as well."""
         self.fsync_seconds = 0.0
         self._lock_descriptor = lock
         self._descriptor = descriptor
@@ -207,7 +211,8 @@ class SpoolFile:
             if self._retired or self._closed:
                 raise RetiredError(f"the spool file {str(self.path)!r} is closed")
             lane = self._lanes.get((scope, table)) or self._add_lane(scope, table)
-            if self.size - self._header_at > _HEADER_EVERY:
+            # At first after as much as stands before it: two headers side by side would be spoiled together.
+            if self.size - self._header_at > min(self._header_at + _FIRST_HEADER, _HEADER_EVERY):
                 self._write_header()
             seq, at = self._next, self.size
             data = frame(_RECORD.pack(b"R", seq, lane, flags) + encoded)
@@ -280,6 +285,8 @@ class SpoolFile:
                 return
             if self._closed:
                 raise RetiredError(f"the spool file {str(self.path)!r} is closed")
+            if self.distrusted:
+                raise SpoolError(f"the spool file {str(self.path)!r} could not be synced, and is trusted no more")
             covered = self._appended
             started = time.perf_counter()
             try:
@@ -288,6 +295,7 @@ class SpoolFile:
                     _sync_folder(self.path.parent)
                     self._listed = True
             except OSError as error:
+                self.distrusted = True
                 raise SpoolError(f"the spool file {str(self.path)!r} cannot be synced: {error.strerror}") from None
             finally:
                 self.fsync_seconds += time.perf_counter() - started
@@ -452,7 +460,7 @@ def scan(path: Path, descriptor: int) -> Found:
         last=last,
         left=[record for record in records if record[0] not in delivered and record[1] in lanes],
         unreadable=last - len(read | delivered),
-        torn=size - whole,
+        torn=0 if begins_frame(descriptor, whole, size) else size - whole,
     )
 
 

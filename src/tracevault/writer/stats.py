@@ -22,7 +22,8 @@ class Stats:
     delivered: int = 0
     """Confirmed by PostgreSQL, or in a caller's transaction."""
     dead: int = 0
-    """Async records given up: dead letters in the spool; without one, each was given to ``on_error``."""
+    """Async records given up: dead letters in the spool, or unreadable there; without one, each was given to
+    ``on_error``."""
     dropped: int = 0
     """Async events lost because the queue was full, as ``on_full="drop_newest"`` asked."""
     spooled: int = 0

@@ -13,13 +13,17 @@ from tracevault.writer.spool import SpoolFile
 
 _log = logging.getLogger("tracevault")
 
-# Seconds: how long an appended record may be with the operating system alone; how often orphans are looked for.
+# Seconds: how long an appended record may be with the operating system alone; how often orphans are looked for;
+# how soon what failed is tried again.
 SYNC_INTERVAL = 0.025
 ADOPTION_INTERVAL = 2.0
+_RETRY_INTERVAL = 0.3
 # Bytes after which a process begins another file, so that room is given back while events go on; less with a small
 # quota.
 _FILE_BYTES = 16 << 20
 _FILES_PER_QUOTA = 16
+# So much of the quota is left for headers, and notes of what is delivered.
+_NOTES_OF_QUOTA = 64
 
 
 class Spool:
@@ -96,12 +100,14 @@ class Spool:
 
     def _set_limit(self) -> None:
         if self._own is not None:
-            self._own.limit = self._quota - sum(file.size for file in self._others if file.mine)
+            # What a distrusted file holds moves to another one, which must have room.
+            counted = [file.size for file in self._others if file.mine and not file.distrusted]
+            self._own.limit = self._quota - self._quota // _NOTES_OF_QUOTA - sum(counted)
 
     def files(self) -> list[SpoolFile]:
-        """Return all files that this process holds."""
+        """Return all files that this process holds, its latest one last."""
         with self._lock:
-            return [*([self._own] if self._own else []), *self._others]
+            return [*self._others, *([self._own] if self._own else [])]
 
     @property
     def fsync_seconds(self) -> float:
@@ -133,7 +139,7 @@ class Spool:
     def _work(self) -> None:
         looked = time.monotonic()
         while not self._stopping:
-            if self._dirty.wait(ADOPTION_INTERVAL):
+            if self._dirty.wait(_RETRY_INTERVAL if self._failing else ADOPTION_INTERVAL):
                 self._dirty.clear()
                 time.sleep(SYNC_INTERVAL)
             try:
@@ -149,6 +155,7 @@ class Spool:
                 self._failing = False
 
     def _look_after(self) -> None:
+        # In their order, so that a loss of power takes the latest records along, and none before those it leaves.
         for file in self.files():
             try:
                 file.sync(file.unsynced)
