@@ -365,3 +365,8 @@ def test_the_oldest_record_is_known(face: OpenVault, ready_dsn: str, tmp_path: P
         assert vault.stats().oldest_seconds > 0.25
     vault.flush()
     assert vault.stats().oldest_seconds == 0
+    with down(ready_dsn):
+        vault.emit("b")
+        vault.close(timeout=0)
+    stats = vault.stats()
+    assert (stats.spooled, stats.oldest_seconds) == (1, 0)
