@@ -59,7 +59,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 def _database(server: str, template: str) -> Iterator[str]:
     name = f"t{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
     yield make_conninfo(server, dbname=name)
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
