@@ -280,6 +280,7 @@ def test_a_dead_letter_is_shown_in_full(cli: Cli, ready_dsn: str, tmp_path: Path
     )
 
 
+@pytest.mark.usefixtures("impatient")
 @one_server
 @pytest.mark.parametrize(
     ("command", "said", "stored"),
