@@ -253,8 +253,8 @@ def test_unreachable(cli: Cli, name: str) -> None:
 
 
 @contextmanager
-def fake_server(answer: bytes | None) -> Iterator[str]:
-    """A server that answers each start-up message with ``answer``, or never; yields its URL."""
+def fake_server(answer: bytes | None, met: threading.Event | None = None) -> Iterator[str]:
+    """A server that answers each start-up message with ``answer``, or never; yields its URL. ``met``: one has come."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         kept = []
 
@@ -266,6 +266,8 @@ def fake_server(answer: bytes | None) -> Iterator[str]:
                     return
                 kept.append(client)
                 client.recv(4096)
+                if met is not None:
+                    met.set()
                 if answer is not None:
                     client.sendall(answer)
                     client.close()
@@ -296,11 +298,12 @@ def test_a_wrong_password_is_reported_at_once_and_not_printed(cli: Cli, name: st
 
 
 def test_ctrl_c_is_quiet() -> None:
-    with fake_server(None) as url:
+    met = threading.Event()
+    with fake_server(None, met) as url:
         process = subprocess.Popen(
             command("find", "--dsn", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
         )
-        time.sleep(1)
+        assert met.wait(30)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err.strip()) == (130, "", "")
