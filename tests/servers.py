@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tracevault.postgres.embedded import acquire
 
@@ -20,6 +21,9 @@ DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 MEMORY = Path("/dev/shm")
 _ROOM = 2 << 30
 VERSIONS = ("18", "15") if (DEBIAN_15 / "postgres").exists() else ("18",)
+
+# For what does not depend on the server.
+one_server = pytest.mark.parametrize("server", VERSIONS[:1], ids=lambda version: f"pg{version}", indirect=True)
 
 
 @contextmanager

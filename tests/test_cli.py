@@ -28,8 +28,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests import servers
 from tests.conftest import rows
+from tests.servers import one_server
 from tracevault import Tracevault, __version__, generate_init_sql
 from tracevault.event.record import RECORD_COLUMNS
 from tracevault.postgres.embedded import acquire
@@ -53,9 +53,6 @@ VARIABLES = frozenset(
 )
 # Stored text that would, raw, set a title, erase the screen, colour, or turn the reading direction.
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x7f\x9b31m\u202etxt.exe [red]markup[/red]"
-
-# For what does not depend on the server: each database costs a good part of a second.
-one_server = pytest.mark.parametrize("server", servers.VERSIONS[:1], ids=lambda version: f"pg{version}", indirect=True)
 
 
 class Done(NamedTuple):

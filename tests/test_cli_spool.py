@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import rows
+from tests.servers import one_server
 from tests.test_background import REFUSE_BAD, down, events, wait_for
-from tests.test_cli import UNREACHABLE, Cli, cli, in_terminal, one_server, plain
+from tests.test_cli import UNREACHABLE, Cli, cli, in_terminal, plain
 from tests.test_spool import spoil, victim
 from tracevault import Tracevault, UndeliveredError, generate_init_sql
 from tracevault.writer import inspection
