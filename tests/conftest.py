@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from tests import servers
 from tests.faces import Face, OpenVault, opener
 from tracevault import generate_init_sql
+from tracevault.writer import background, upkeep
 
 _numbers = itertools.count(1)
 TEMPLATE = "tracevault_template"
@@ -59,7 +60,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 def _database(server: str, template: str) -> Iterator[str]:
     name = f"t{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
     yield make_conninfo(server, dbname=name)
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
@@ -85,6 +86,13 @@ def face(request: pytest.FixtureRequest) -> Iterator[OpenVault]:
         yield open_vault
         for vault in opened:
             vault.close_quietly()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a vault looks at every few seconds it looks at more often, so that the test need not wait as long."""
+    monkeypatch.setattr(background, "PROBE_INTERVAL", 1.5)
+    monkeypatch.setattr(upkeep, "ADOPTION_INTERVAL", 0.2)
 
 
 def rows(dsn: str, query: str, *params: Any) -> list[tuple[Any, ...]]:

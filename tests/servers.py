@@ -12,17 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tracevault.postgres.embedded import acquire
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+# A folder in memory, used where so many bytes are free there: each test makes a database, which takes far less there.
+MEMORY = Path("/dev/shm")
+_ROOM = 2 << 30
 VERSIONS = ("18", "15") if (DEBIAN_15 / "postgres").exists() else ("18",)
+
+# For what does not depend on the server.
+one_server = pytest.mark.parametrize("server", VERSIONS[:1], ids=lambda version: f"pg{version}", indirect=True)
 
 
 @contextmanager
 def running(version: str) -> Iterator[str]:
     """Run a server of this version in a new folder; yield a conninfo for its superuser."""
-    folder = Path(tempfile.mkdtemp(prefix=f"tracevault-tests-{version}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"tracevault-tests-{version}-", dir=_place()))
     try:
         with _embedded(folder) if version == "18" else _debian(folder, DEBIAN_15) as conninfo:
             with psycopg.connect(conninfo, autocommit=True) as connection:
@@ -32,6 +39,11 @@ def running(version: str) -> Iterator[str]:
             yield conninfo
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place() -> Path | None:
+    roomy = os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free >= _ROOM
+    return MEMORY if roomy else None
 
 
 @contextmanager

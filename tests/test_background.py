@@ -106,6 +106,7 @@ def test_order_batches_and_flush(face: OpenVault, ready_dsn: str) -> None:
     assert 10 <= transactions <= 12
 
 
+@pytest.mark.usefixtures("impatient")
 def test_each_scope_has_a_lane_of_its_own(face: OpenVault, ready_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     rows(ready_dsn, "ALTER TABLE audit_user_events RENAME TO elsewhere")
     vault = open_vault(face, ready_dsn)

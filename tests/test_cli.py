@@ -28,8 +28,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests import servers
 from tests.conftest import rows
+from tests.servers import one_server
 from tracevault import Tracevault, __version__, generate_init_sql
 from tracevault.event.record import RECORD_COLUMNS
 from tracevault.postgres.embedded import acquire
@@ -53,9 +53,6 @@ VARIABLES = frozenset(
 )
 # Stored text that would, raw, set a title, erase the screen, colour, or turn the reading direction.
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x7f\x9b31m\u202etxt.exe [red]markup[/red]"
-
-# For what does not depend on the server: each database costs a good part of a second.
-one_server = pytest.mark.parametrize("server", servers.VERSIONS[:1], ids=lambda version: f"pg{version}", indirect=True)
 
 
 class Done(NamedTuple):
@@ -253,8 +250,8 @@ def test_unreachable(cli: Cli, name: str) -> None:
 
 
 @contextmanager
-def fake_server(answer: bytes | None) -> Iterator[str]:
-    """A server that answers each start-up message with ``answer``, or never; yields its URL."""
+def fake_server(answer: bytes | None, met: threading.Event | None = None) -> Iterator[str]:
+    """A server that answers each start-up message with ``answer``, or never; yields its URL. ``met``: one has come."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         kept = []
 
@@ -266,6 +263,8 @@ def fake_server(answer: bytes | None) -> Iterator[str]:
                     return
                 kept.append(client)
                 client.recv(4096)
+                if met is not None:
+                    met.set()
                 if answer is not None:
                     client.sendall(answer)
                     client.close()
@@ -296,11 +295,12 @@ def test_a_wrong_password_is_reported_at_once_and_not_printed(cli: Cli, name: st
 
 
 def test_ctrl_c_is_quiet() -> None:
-    with fake_server(None) as url:
+    met = threading.Event()
+    with fake_server(None, met) as url:
         process = subprocess.Popen(
             command("find", "--dsn", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
         )
-        time.sleep(1)
+        assert met.wait(30)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err.strip()) == (130, "", "")

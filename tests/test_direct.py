@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from tests.conftest import rows
 from tests.faces import Face, OpenVault
+from tests.servers import one_server
 from tracevault import DriverError, DuplicateIdError, OutcomeUnknownError, Tracevault, start_tracevault
 
 OURS = "application_name = 'tracevault' AND datname = current_database()"
@@ -144,6 +145,7 @@ def test_a_health_check_of_a_frozen_server(face: OpenVault, ready_dsn: str) -> N
     assert vault.healthcheck()
 
 
+@one_server
 def test_a_pool_full_of_dead_connections(face: OpenVault, ready_dsn: str) -> None:
     vault = open_vault(face, ready_dsn)
     fill(vault, ready_dsn)
@@ -207,6 +209,7 @@ def test_an_exhausted_pool(ready_dsn: str) -> None:
         assert "max_size" in str(error)
 
 
+@one_server
 def test_it_is_back_soon_after_the_database(face: OpenVault, ready_dsn: str) -> None:
     """However long it was down: a pool by itself would wait as long again."""
     vault = open_vault(face, ready_dsn, timeout=0.3)

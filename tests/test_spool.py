@@ -160,6 +160,7 @@ def test_a_dead_letter(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
     assert files(tmp_path) == ["dead-letters"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_all_refused_is_the_operators_matter(face: OpenVault, ready_dsn: str, tmp_path: Path) -> None:
     rows(ready_dsn, REFUSE_BAD)
     vault = open_vault(face, ready_dsn, tmp_path, on_error=lambda *_: None)
@@ -174,6 +175,7 @@ def test_all_refused_is_the_operators_matter(face: OpenVault, ready_dsn: str, tm
     assert vault.stats().lanes["default"] == "ok"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_missing_table_pauses_its_lane(
     face: OpenVault, ready_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,6 +263,7 @@ def test_what_is_whole_in_a_damaged_file_is_delivered(
     assert balanced(second.stats())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_damage_under_a_living_process(
     face: OpenVault, ready_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -365,3 +368,8 @@ def test_the_oldest_record_is_known(face: OpenVault, ready_dsn: str, tmp_path: P
         assert vault.stats().oldest_seconds > 0.25
     vault.flush()
     assert vault.stats().oldest_seconds == 0
+    with down(ready_dsn):
+        vault.emit("b")
+        vault.close(timeout=0)
+    stats = vault.stats()
+    assert (stats.spooled, stats.oldest_seconds) == (1, 0)

@@ -57,7 +57,7 @@ class SpoolFolder:
             elif self._target is not None and file.target != self._target and file.depth:
                 _log.warning(
                     "the spool file %s waits for another database (%s): a vault that writes there, or "
-                    "`tracevault spool flush`, will deliver it",
+                    "`tracevault spool flush --any-database`, will deliver it",
                     path,
                     file.target,
                 )
@@ -74,7 +74,7 @@ class SpoolFolder:
         except FileNotFoundError:  # its owner has removed it, after we saw it
             path.with_suffix(LOCK_SUFFIX).unlink(missing_ok=True)
         except NoHeaderError:
-            if _is_barely_begun(path):
+            if is_barely_begun(path):
                 path.unlink()
                 path.with_suffix(LOCK_SUFFIX).unlink(missing_ok=True)
             else:
@@ -90,7 +90,7 @@ class SpoolFolder:
         return None
 
 
-def _is_barely_begun(path: Path) -> bool:
+def is_barely_begun(path: Path) -> bool:
     """Whether a process died while it made the file, so that nothing was kept in it."""
     with path.open("rb") as file:
         return begins_frame(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -18,7 +18,7 @@ from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
 from tracevault.writer.frames import frame, read_frames
-from tracevault.writer.spool import flags_of, prepared_from
+from tracevault.writer.spool import CORRUPT_SUFFIX, flags_of, prepared_from
 
 FILE_NAME = "dead-letters"
 _EVENT = INSERT_COLUMNS.index("event")
@@ -69,14 +69,28 @@ def letters(folder: Path) -> list[Letter]:
 
 
 def discard(folder: Path, ids: Iterable[str]) -> None:
-    """Forget dead letters; the file goes with the last of them."""
+    """Forget dead letters; the file goes with the last of them, or is set aside if it was damaged."""
     with _locked(folder) as descriptor:
         if descriptor is None:
             return
         ids = list(ids)
         _append(folder, descriptor, b"G" + json.dumps(ids).encode())
         if not _read(descriptor):
-            (folder / FILE_NAME).unlink()
+            path = folder / FILE_NAME
+            if _is_damaged(descriptor):
+                path.rename(path.with_suffix(CORRUPT_SUFFIX))
+            else:
+                path.unlink()
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether some of the file cannot be read."""
+    with _locked(folder) as descriptor:
+        return descriptor is not None and _is_damaged(descriptor)
+
+
+def _is_damaged(descriptor: int) -> bool:
+    return any(body is None for _, _, body in read_frames(descriptor, 0, os.fstat(descriptor).st_size))
 
 
 def _read(descriptor: int) -> dict[str, Letter]:

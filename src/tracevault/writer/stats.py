@@ -9,7 +9,7 @@ from threading import RLock
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Counters of one vault in one process since it started, and what waits now.
+    """Counters of one vault in one process since it started, and what waits now, or did when it was closed.
 
     Always: emitted + adopted = delivered + dead + dropped + spooled + queued + in_flight + refused + raised +
     unknown, but for what moves from one to the next while they are read.
@@ -57,7 +57,7 @@ class Stats:
     spool_bytes: int = 0
     """Size of the spool's files that this process holds."""
     oldest_seconds: float = 0.0
-    """How long ago the oldest record that waits occurred."""
+    """How long ago the oldest record that waits occurred; 0 once the vault is closed."""
     writers: int = 0
     """Background writers that run."""
     lanes: Mapping[str, str] = field(default_factory=dict)
