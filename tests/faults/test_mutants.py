@@ -17,31 +17,51 @@ ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = {
     "replays do not expect to find their ids": (
         "flows/write.py",
-        'skip = " ON CONFLICT DO NOTHING" if taken else ""',
-        'skip = ""',
+        [('skip = " ON CONFLICT DO NOTHING" if taken else ""', 'skip = ""')],
         "test_killed_between_commit_and_delete",
         "not drained|proves nothing|doubled|lost",
     ),
     "records leave the spool before the commit": (
         "writer/background.py",
-        "            failure, connected, certain = self._try(session, lane, part, place)\n",
-        "            if lane.spool is not None:\n"
-        "                self._forget(lane.spool, part)\n"
-        "                lane.spool.depth += len(part)\n"
-        "            failure, connected, certain = self._try(session, lane, part, place)\n",
+        [
+            (
+                "            failure, connected, certain = self._try(session, lane, part, place)\n",
+                "            if lane.spool is not None:\n"
+                "                self._forget(lane.spool, part)\n"
+                "                lane.spool.depth += len(part)\n"
+                "            failure, connected, certain = self._try(session, lane, part, place)\n",
+            )
+        ],
         "test_killed_a_hundred_times",
         "lost",
     ),
     "the time is stamped when it is written": (
         "writer/spool.py",
-        "    return Prepared(row[_ID], row[_MODE], row, ",
-        "    import datetime\n"
-        "    row = list(row)\n"
-        "    row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
-        "    row = tuple(row)\n"
-        "    return Prepared(row[_ID], row[_MODE], row, ",
+        [
+            (
+                "    return Prepared(row[_ID], row[_MODE], row, ",
+                "    import datetime\n"
+                "    row = list(row)\n"
+                "    row[INSERT_COLUMNS.index('occurred_at')] = datetime.datetime.now(datetime.UTC)\n"
+                "    row = tuple(row)\n"
+                "    return Prepared(row[_ID], row[_MODE], row, ",
+            )
+        ],
         "test_two_processes_race_to_adopt",
         "occurred at",
+    ),
+    "a child unlocks what it has inherited": (
+        "writer/spool.py",
+        [
+            (
+                "        os.close(self._descriptor)\n        os.close(self._lock_descriptor)\n\n\n",
+                "        os.close(self._descriptor)\n"
+                "        fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)\n"
+                "        os.close(self._lock_descriptor)\n\n\n",
+            )
+        ],
+        "test_nobody_takes_over_the_file_of_a_parent_that_lives",
+        "more than the dead children left",
     ),
 }
 
@@ -49,15 +69,16 @@ MUTANTS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_turns_the_checker_red(mutant: str, tmp_path: Path) -> None:
-    name, text, changed, scenario, complaint = MUTANTS[mutant]
+    name, changes, scenario, complaint = MUTANTS[mutant]
     sources = tmp_path / "src"
     shutil.copytree(ROOT / "src", sources)
     file = sources / "tracevault" / name
-    before = file.read_text()
-    assert before.count(text) == 1, f"{name} has changed: mend the mutant"
-    file.write_text(before.replace(text, changed))
+    for text, changed in changes:
+        before = file.read_text()
+        assert before.count(text) == 1, f"{name} has changed: mend the mutant"
+        file.write_text(before.replace(text, changed))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/faults/test_spool.py", "-o", "norecursedirs=.*", "-k", scenario, "-q"],
+        [sys.executable, "-m", "pytest", "tests/faults", "-o", "norecursedirs=.*", "-k", scenario, "-q", "-x"],
         cwd=ROOT,
         env={**os.environ, "TRACEVAULT_FAULTS_SOURCES": str(sources)},
         capture_output=True,

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.ledger import VacuousError
 from tests.faults.supervisor import Scenario
+from tracevault.writer.inspection import is_held
 
 
 @pytest.mark.timeout(600)
@@ -82,3 +83,26 @@ def test_two_processes_race_to_adopt(scenario: Scenario) -> None:
     scenario.drained(rivals[1], within=60)
     assert rivals[1].finish() == 0
     scenario.check(acknowledged=2000, killed=2)
+
+
+def test_adopters_are_killed_again_and_again(scenario: Scenario) -> None:
+    """Two processes race for the same orphans, one is killed while it starts or delivers; and the next two come."""
+    with scenario.server.locked(scenario.dbname, "audit_logs"):
+        victim = scenario.victim()
+        victim.do("emit", count=5000, threads=2)
+        scenario.kill(victim)
+    for _ in range(5):
+        rivals = [scenario.victim(start=False, async_batch_size=10) for _ in range(2)]
+        for rival in rivals:
+            rival.send("start")
+        # From the moment on in which one has taken the file: a Python needs longer than that to start.
+        scenario.until(lambda: any(is_held(path) for path in scenario.spool.glob("*.spool")), 20, rivals[0].tail)
+        time.sleep(scenario.random.uniform(0.0, 0.1))
+        scenario.random.shuffle(rivals)
+        for rival in rivals:
+            scenario.kill(rival)
+            time.sleep(scenario.random.uniform(0.0, 0.05))
+        if scenario.rows() == 5000:
+            break
+    scenario.drain(within=60)
+    scenario.check(acknowledged=5000, killed=5, adopted=1, replayed=1)

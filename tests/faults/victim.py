@@ -6,6 +6,7 @@ It reads commands, one JSON object a line, from its standard input, and reports 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import json
 import os
@@ -192,6 +193,29 @@ class Victim:
         self.tell("S", json.dumps(stats))
         return stats
 
+    def fork(self, way: str, count: int, *, hooks: bool = True) -> int:
+        """Fork a child that emits ``count`` events and then ends in this way; return its process id.
+
+        ``hooks``: whether Python's functions of fork are run. uWSGI, which forks from C, runs none.
+        """
+        # The library's own fork, called with the interpreter's lock held, as uWSGI does.
+        child: int = os.fork() if hooks else ctypes.PyDLL(None).fork()
+        if child:
+            return child
+        if count:
+            self.emit(count)
+        if way == "stay":
+            signal.pause()
+        elif way == "exit":
+            sys.exit(0)
+        elif way == "raise":
+            raise LookupError("nobody catches this")
+        os._exit(0)
+
+    def reap(self, child: int) -> int:
+        """Wait for a child; return its exit code, or minus the signal."""
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
     # -- the pieces ----------------------------------------------------------------------------------------
 
     def token(self, event: str) -> str:
@@ -251,6 +275,8 @@ class Victim:
             "flush",
             "close",
             "stats",
+            "fork",
+            "reap",
         )
         commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
         for line in sys.stdin:

@@ -8,7 +8,6 @@ a writer is idle, and grows only while all are busy. What becomes of a batch tha
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import os
 import random
@@ -41,6 +40,7 @@ from tracevault.writer import dead
 from tracevault.writer.adoption import SpoolFolder
 from tracevault.writer.dead import Letter
 from tracevault.writer.limit import Watch
+from tracevault.writer.process import at_exit, warn_about_threads
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, flags_of
 from tracevault.writer.stats import Counters, Stats
@@ -104,7 +104,8 @@ class BackgroundWriter:
             self.spool.start()
         # From now on, not from the first record on: callbacks that the application registers later run earlier.
         self._pid = os.getpid()
-        atexit.register(self._at_exit)
+        self._stop_waiting_for_exit = at_exit(self._at_exit)
+        warn_about_threads()
 
     # -- async records -------------------------------------------------------------------------------------
 
@@ -737,7 +738,7 @@ class BackgroundWriter:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if self.spool is not None:
             self.spool.close()
-        atexit.unregister(self._at_exit)
+        self._stop_waiting_for_exit()
         self._report(waiting=self._queue.pending > 0, closing=True)
 
     def _at_exit(self) -> None:

@@ -326,6 +326,7 @@ class Queue:
         """Note that ``lane`` has records on the disk alone, up to a number, and none in memory."""
         with self._work:
             lane.loaded, lane.accepted = 0, last
+            lane.hurried = last  # nothing more comes: no lingering
             self._work.notify()
 
     def fill(self, lane: Lane, items: Sequence[Item], *, last: int | None) -> None:

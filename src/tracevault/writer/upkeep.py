@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 
 from tracevault.errors import SpoolError
 from tracevault.writer.adoption import SpoolFolder
-from tracevault.writer.spool import SpoolFile
+from tracevault.writer.spool import SpoolFile, abandon_inherited
 
 _log = logging.getLogger("tracevault")
 
@@ -58,6 +58,7 @@ class Spool:
 
     def start(self) -> None:
         """Take over orphans, and look after the files from now on."""
+        abandon_inherited()  # a fork from C (uWSGI) has run no hooks
         self._folder.prepare()
         self._adopt()
         self._thread = Thread(target=self._work, name="tracevault-spool", daemon=True)
