@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.ledger import FaultError, VacuousError
 from tests.faults.supervisor import Scenario, Victim
-from tracevault.writer.inspection import is_held
+from tracevault.writer.spool import is_held
 from tracevault.writer.upkeep import ADOPTION_INTERVAL
 
 # How a child ends, and its exit code.

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.ledger import VacuousError
 from tests.faults.supervisor import Scenario
-from tracevault.writer.inspection import is_held
+from tracevault.writer.spool import is_held
 
 
 @pytest.mark.timeout(600)
