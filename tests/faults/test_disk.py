@@ -118,7 +118,7 @@ def test_disk_full_while_the_database_is_down(scenario: Scenario, on_full: str) 
 def _full(scenario: Scenario, victim: Victim, on_full: str, until: Callable[[], object]) -> None:
     """Emit while there is no room, and with ``block`` once more until there is."""
     if on_full == "block":
-        victim.do("emit", count=20, threads=20)  # those that do not fit wait for `timeout`
+        victim.do("emit", count=100, threads=100)  # those that do not fit wait for `timeout`
         _refused(scenario, 1)
         before = scenario.ledger.count("spool")
         victim.send("emit", count=1)
@@ -128,7 +128,7 @@ def _full(scenario: Scenario, victim: Victim, on_full: str, until: Callable[[], 
         victim.answer()
         assert scenario.ledger.count("spool") == before + 1, "an emit that waited for room did not get it"
         return
-    victim.do("emit", count=50)
+    victim.do("emit", count=100)
     if on_full == "raise":
         _refused(scenario, 1)
     else:
