@@ -84,7 +84,7 @@ class Config:
         "called as `on_error(error, record)`, on the writer's thread, once for each async record that was lost",
     )
     timeout: float = _option(5.0, "seconds that one write may take, waiting for a connection included")
-    async_batch_size: int = _option(256, "most records that one statement of the background writer stores")
+    async_batch_size: int = _option(1000, "most records that one statement of the background writer stores")
     async_flush_interval_ms: float = _option(
         0, "milliseconds for which the background writer lets a batch grow; 0: it writes at once"
     )

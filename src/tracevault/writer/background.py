@@ -56,7 +56,7 @@ _Mark: TypeAlias = tuple[SpoolFile, int]
 MAX_WRITERS = 4
 # So many where a commit is quick: more would only compete for the processor. Measured, see `_CommitCost`.
 _QUICK_WRITERS = 2
-_SLOW_COMMIT = 0.002
+_SLOW_COMMIT = 0.001
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 30.0
 # While somebody waits for a sync emit, the pauses stay this short.
 _SYNC_PAUSE = 0.1
@@ -819,30 +819,24 @@ class _Session:
 
 
 class _CommitCost:
-    """What a commit costs besides its rows: a line fitted to the batches, the latest counting most.
+    """What a commit costs besides its rows: the least of late, in seconds.
 
-    Where that is milliseconds, more writers wait for the disk side by side; where it is not, fewer and larger
-    batches cost less.
+    The least, since a thread that waits for the interpreter's lock or for a processor takes longer as well, and more
+    of them would only add to that. Where a commit takes milliseconds, more writers wait for the disk side by side;
+    where it does not, fewer and larger batches cost less.
     """
 
-    _FADE = 0.95
+    _ROW = 20e-6  # of the server's time, more or less
+    _MOST = 0.005
+    _RISE = 0.002  # of the difference, with each batch: among hundreds some are held up by nothing else
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def note(self, rows: int, seconds: float) -> None:
-        # Without a lock: a sum that two threads spoil for a moment does no harm.
-        fade = self._FADE
-        self._n = self._n * fade + 1
-        self._x = self._x * fade + rows
-        self._y = self._y * fade + seconds
-        self._xx = self._xx * fade + rows * rows
-        self._xy = self._xy * fade + rows * seconds
-        spread = self._n * self._xx - self._x**2
-        if self._n > 5 and spread > 0.01 * self._x**2:
-            slope = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
-            self.seconds = max(0.0, (self._y - slope * self._x) / self._n)
+        # Without a lock: a value that two threads spoil for a moment does no harm.
+        least = min(seconds - rows * self._ROW, self._MOST)
+        self.seconds = min(least, self.seconds + (least - self.seconds) * self._RISE)
 
 
 def _own_copy(error: TracevaultError) -> TracevaultError:
