@@ -34,7 +34,7 @@ DEFAULTS = {
     "environment": None,
     "on_error": None,
     "timeout": 5.0,
-    "async_batch_size": 256,
+    "async_batch_size": 1000,
     "async_flush_interval_ms": 0,
     "max_event_bytes": 262_144,
     "max_queue": 10_000,
