@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from tests import servers
 from tests.faces import Face, OpenVault, opener
 from tracevault import generate_init_sql
-from tracevault.writer import background, upkeep
+from tracevault.writer import delivery, upkeep
 
 _numbers = itertools.count(1)
 TEMPLATE = "tracevault_template"
@@ -91,7 +91,7 @@ def face(request: pytest.FixtureRequest) -> Iterator[OpenVault]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a vault looks at every few seconds it looks at more often, so that the test need not wait as long."""
-    monkeypatch.setattr(background, "PROBE_INTERVAL", 1.5)
+    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 1.5)
     monkeypatch.setattr(upkeep, "ADOPTION_INTERVAL", 0.2)
 
 

@@ -22,7 +22,7 @@ MUTANTS = {
         "not drained|proves nothing|doubled|lost",
     ),
     "records leave the spool before the commit": (
-        "writer/background.py",
+        "writer/delivery.py",
         [
             (
                 "            failure, connected, certain = self._try(session, lane, part, place)\n",

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.ledger import VacuousError
 from tests.faults.server import ROLE
 from tests.faults.supervisor import Scenario, Victim
-from tracevault.writer.background import PROBE_INTERVAL
+from tracevault.writer.delivery import PROBE_INTERVAL
 
 GOOD = 256
 _CHECK = "ALTER TABLE audit_logs ADD CONSTRAINT refuse CHECK (tenant_id IS NULL)"

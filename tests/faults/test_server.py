@@ -14,7 +14,7 @@ from tests.faults.ledger import FaultError, VacuousError
 from tests.faults.server import ROLE
 from tests.faults.supervisor import Scenario, Victim
 from tracevault import generate_init_sql
-from tracevault.writer.background import PROBE_INTERVAL
+from tracevault.writer.delivery import PROBE_INTERVAL
 
 OUTAGE = 10.0
 _ALARM = "until somebody mends this"

@@ -1,8 +1,7 @@
 """The background writers of a vault: up to four plain threads that store async records and concurrent sync emits.
 
 Each has a blocking connection of its own, opened when it is needed. There is no lingering: a batch goes as soon as
-a writer is idle, and grows only while all are busy. What becomes of a batch that fails is decided by
-`failure_of`; records are kept unless the database refuses them for what they are.
+a writer is idle, and grows only while all are busy. What becomes of a batch is in ``delivery``.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock, Thread, current_thread
 from typing import Any, Literal, TypeAlias
 
-import psycopg
 from psycopg import Connection
 
 from tracevault.config import Config
@@ -30,22 +27,17 @@ from tracevault.errors import (
     UndeliveredError,
 )
 from tracevault.event.binary import encode_row
-from tracevault.event.prepare import Prepared, unstored_record
+from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.flows import Flow
-from tracevault.flows.write import copy_encoded, insert_many
-from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown
-from tracevault.postgres.run import run
-from tracevault.writer import dead
+from tracevault.postgres.failures import Place, outcome_unknown
 from tracevault.writer.adoption import SpoolFolder
-from tracevault.writer.dead import Letter
-from tracevault.writer.limit import Watch
+from tracevault.writer.delivery import GRACE, Delivery, Session
 from tracevault.writer.process import at_exit, warn_about_threads
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, flags_of
 from tracevault.writer.stats import Counters, Stats
 from tracevault.writer.upkeep import Spool
-from tracevault.writer.waiter import LoopWaiter, Waiter, finish_all
+from tracevault.writer.waiter import LoopWaiter, Waiter
 
 _log = logging.getLogger("tracevault")
 
@@ -54,25 +46,14 @@ Where = Literal["memory", "spool", "dropped"]
 _Mark: TypeAlias = tuple[SpoolFile, int]
 
 MAX_WRITERS = 4
-# So many where a commit is quick: more would only compete for the processor. Measured, see `_CommitCost`.
+# So many where a commit is quick: more would only compete for the processor. Measured, see `CommitCost`.
 _QUICK_WRITERS = 2
 _SLOW_COMMIT = 0.001
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 30.0
-# While somebody waits for a sync emit, the pauses stay this short.
-_SYNC_PAUSE = 0.1
-# Seconds after which a paused lane is looked at again.
-PROBE_INTERVAL = 5.0
-# So many records refused with the same code, and none accepted in between: it is not the records' fault.
-_REFUSALS_IN_A_ROW = 3
-# The server gives up on a statement at `timeout`, and says so; only if it does not do we, this much later.
-_GRACE = 0.25
 # An interpreter that exits without close() waits this long for what is queued, and close() so long for threads.
 _EXIT_SECONDS = 2.0
 _LAST_SECONDS = 2.0
 # Seconds between attempts to move away from a spool file that could not be synced.
 _MOVE_INTERVAL = 0.25
-# Of which scopes without trouble of their own, held up by another one, have so much for their records.
-_LAST_CHANCE = 1.0
 
 
 class BackgroundWriter:
@@ -87,10 +68,9 @@ class BackgroundWriter:
         self._moving = Lock()
         self._move_at = 0.0
         self._threads: list[Thread] = []
-        self._give_up_at: float | None = None
         self._dropping = False
         self._reported = 0
-        self._commit_cost = _CommitCost()
+        self._delivery = Delivery(config, self._queue, self.counters)
         self.spool: Spool | None = None
         if config.spool is not None:
             self.spool = Spool(
@@ -101,6 +81,7 @@ class BackgroundWriter:
                 is_done=self._queue.done_with,
                 let_go=self._let_go,
             )
+            self._delivery.spool = self.spool
             self.spool.start()
         # From now on, not from the first record on: callbacks that the application registers later run earlier.
         self._pid = os.getpid()
@@ -294,7 +275,7 @@ class BackgroundWriter:
         """Store a record with whatever else is to be stored, and return when it is."""
         waiter = Waiter(time.monotonic() + self._config.timeout)
         lane, item = self._enqueue(scope, table, prepared, waiter)
-        while not waiter.wait(waiter.deadline + _GRACE - time.monotonic()):
+        while not waiter.wait(waiter.deadline + GRACE - time.monotonic()):
             self._withdraw(lane, item, place)
             waiter.deadline = time.monotonic() + 1.0  # a writer has it: it will end, and say how
         if waiter.error is not None:
@@ -304,7 +285,7 @@ class BackgroundWriter:
         """Store a record with whatever else is to be stored; like `store`, and the event loop goes on meanwhile."""
         waiter = LoopWaiter(time.monotonic() + self._config.timeout)
         lane, item = self._enqueue(scope, table, prepared, waiter)
-        timer = waiter.loop.call_later(self._config.timeout + _GRACE, self._expire, lane, item, place)
+        timer = waiter.loop.call_later(self._config.timeout + GRACE, self._expire, lane, item, place)
         try:
             await waiter.future
         except asyncio.CancelledError:
@@ -351,7 +332,7 @@ class BackgroundWriter:
             self._start_writer()
 
     def _start_writer(self) -> None:
-        most = MAX_WRITERS if self._commit_cost.seconds > _SLOW_COMMIT else _QUICK_WRITERS
+        most = MAX_WRITERS if self._delivery.commit_cost.seconds > _SLOW_COMMIT else _QUICK_WRITERS
         if len(self._threads) >= most:
             return
         with self._lock:
@@ -385,11 +366,11 @@ class BackgroundWriter:
             self._queue.on_disk(self._queue.lane(scope, table, spool=file), file.last)
 
     def _work(self) -> None:
-        session = _Session(self._connect)
+        session = Session(self._connect)
         while taken := self._queue.take():
             lane, batch = taken
             if batch:
-                self._deliver(session, lane, batch)
+                self._delivery.deliver(session, lane, batch)
             else:
                 self._load(lane)
         session.close()
@@ -413,298 +394,6 @@ class BackgroundWriter:
                 _log.error("the spool file %s cannot be read: %s", file.path, error)
         self._queue.fill(lane, items, last=last)
 
-    # -- delivery ------------------------------------------------------------------------------------------
-
-    def _deliver(self, session: _Session, lane: Lane, batch: list[Item]) -> None:
-        """Store ``batch``, or decide what becomes of it, and when the rest is tried again."""
-        place = Place("emit" if lane.sync else "storing async records", lane.scope, lane.table)
-        first, parts = batch[0].number, [batch]
-        if lane.probing and len(batch) > 1:
-            # Any one of them: the first ones may be at fault themselves.
-            probe = batch.pop(random.randrange(len(batch)))  # noqa: S311 - fairness
-            parts.append([probe])
-        done: list[Item] = []
-        woken: list[Waiter] = []
-        while parts:
-            part = self._without_expired(lane, parts.pop(), place, done, woken)
-            if not part:
-                continue
-            if not lane.sync and self._too_late(session, lane):
-                self._give_up(lane, part, place, done)
-                continue
-            failure, connected, certain = self._try(session, lane, part, place)
-            if failure is None:
-                self._delivered(lane, part, done, woken)
-                self._recovered(lane, place)
-                continue
-            if connected and not certain:
-                for item in part:
-                    item.in_doubt = True
-            kind = failure_of(failure)
-            if kind is Failure.REFUSED:
-                if self._split(lane, part, failure, place, parts, done, woken):
-                    continue
-                parts = [*parts, part] if part else parts
-            elif not lane.sync and self._too_late(session, lane):
-                self._give_up(lane, part, place, done, failure)
-                continue
-            elif lane.sync and (certain or not connected) and self._is_final(failure, kind, connected=connected):
-                self._fail(lane, part, failure, place, done, woken)
-                continue
-            else:
-                parts.append(part)
-                self._hold(lane, part, failure, kind, place)
-            break
-        rest = sorted((item for part in parts for item in part), key=lambda item: item.number)
-        self._queue.settle(lane, first, done, rest)
-        finish_all(woken)
-
-    def _try(
-        self, session: _Session, lane: Lane, part: Sequence[Item], place: Place
-    ) -> tuple[TracevaultError | None, bool, bool]:
-        """Return why ``part`` could not be stored, whether anything was sent, and whether it certainly is not there."""
-        replay = any(item.in_doubt for item in part)
-        late = self._out_of_time()
-        overdue_at = self._overdue_at(lane, part, late=late)
-        failure: TracevaultError
-        connected = certain = False
-        started = time.perf_counter()
-        try:
-            connection = session.open()
-            connected = True
-            # All or nothing, so that what is refused can be told apart from what is stored.
-            several = replay or any(item.given_id for item in part)
-            watch = Watch(connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time()))
-            try:
-                with connection.transaction() if several else nullcontext():
-                    found = run(connection, self._insertion(lane, part, replay=replay), place)
-            finally:
-                watch.end()
-        except psycopg.Error as error:  # of connecting, BEGIN or COMMIT; those of a flow are ours already
-            failure = from_psycopg(error, place)
-            certain = session.holds(failure)
-        except TracevaultError as error:
-            failure = error
-            certain = session.holds(error)
-        except Exception as error:  # noqa: BLE001 - whatever a caller's `writer_connect` raises; the thread must live on
-            if lane.failure is None:
-                _log.exception("%s failed unexpectedly", place)
-            failure = DriverError(f"{place} failed: {type(error).__name__}", transient=True)
-        else:
-            seconds = time.perf_counter() - started
-            self._commit_cost.note(len(part), seconds)
-            replayed = len(part) if replay else 0
-            self.counters.add(
-                batches=1, batch_rows=len(part), write_seconds=seconds, replayed=replayed, found=found if replay else 0
-            )
-            return None, True, True
-        if failure_of(failure) not in (Failure.REFUSED, Failure.SLOW):
-            # Whatever it was, a fresh session may be free of it: another server, other settings.
-            session.close()
-        return failure, connected, certain
-
-    @staticmethod
-    def _insertion(lane: Lane, part: Sequence[Item], *, replay: bool) -> Flow[int]:
-        if not lane.sync and not replay and not any(item.given_id for item in part):
-            return copy_encoded(lane.table, [item.encoded for item in part])
-        return insert_many(lane.table, [item.prepared for item in part], replay=replay)
-
-    def _overdue_at(self, lane: Lane, part: Sequence[Item], *, late: bool) -> float:
-        now = time.monotonic()
-        if late and not lane.sync:
-            return now + _LAST_CHANCE / 3
-        if not lane.sync:
-            return now + self._config.timeout + _GRACE
-        soonest = min(item.waiter.deadline for item in part if item.waiter is not None)
-        return max(soonest, now + _LAST_CHANCE / 3) + _GRACE
-
-    def _delivered(self, lane: Lane, part: Sequence[Item], done: list[Item], woken: list[Waiter]) -> None:
-        if lane.spool is not None:
-            self._forget(lane.spool, part)
-        done += part
-        woken += [item.waiter for item in part if item.waiter is not None]
-        if not lane.sync:  # else `emit` counts it
-            self.counters.add(delivered=len(part))
-        lane.refusals = (None, 0)
-
-    def _forget(self, file: SpoolFile, part: Sequence[Item]) -> None:
-        assert self.spool is not None
-        # Of a file that was closed meanwhile, whoever reads it next finds out that they are stored.
-        with suppress(RetiredError):
-            file.delete([item.number for item in part])
-            if not file.depth:
-                self.spool.wake()
-
-    def _split(
-        self,
-        lane: Lane,
-        part: list[Item],
-        failure: TracevaultError,
-        place: Place,
-        parts: list[list[Item]],
-        done: list[Item],
-        woken: list[Waiter],
-    ) -> bool:
-        """Find the refused record in ``part``; True if what is left of it can be tried at once."""
-        row = getattr(failure, "row", None)
-        if lane.probing and failure.__cause__ is not None:
-            self._pause(lane, failure, place, "records are still refused")
-            return False
-        if failure.__cause__ is None and len(part) > 1:
-            # Found by us after the statement: PostgreSQL has stored those that nothing kept out.
-            for item in part:
-                item.in_doubt = True
-        if len(part) > 1 and (row is None or row >= len(part)):
-            half = len(part) // 2
-            parts += [part[half:], part[:half]]
-            return True
-        index = row if row is not None and len(part) > 1 else 0
-        refused = part[index]
-        if lane.sync:
-            self._fail(lane, [refused], failure, place, done, woken)
-        else:
-            self._bury(lane, refused, failure, place)
-            done.append(refused)
-        del part[index]
-        code = getattr(failure, "sqlstate", None)
-        # Rows before the refused one passed every check.
-        in_a_row = 1 + (lane.refusals[1] if lane.refusals[0] == code and index == 0 else 0)
-        lane.refusals = (code, in_a_row)
-        if not lane.sync and in_a_row >= _REFUSALS_IN_A_ROW and failure.__cause__ is not None:
-            lane.refusals, lane.probing = (None, 0), True
-            self._pause(lane, failure, place, f"{in_a_row} records in a row were refused")
-            return False
-        if part:
-            parts.append(part)
-        return True
-
-    def _bury(self, lane: Lane, item: Item, failure: TracevaultError, place: Place) -> None:
-        self.counters.add(dead=1, poison=1)
-        if lane.spool is not None:
-            assert self.spool is not None
-            code = getattr(failure, "sqlstate", None)
-            letter = Letter(
-                lane.spool.target, lane.scope, lane.table, item.prepared, code, str(failure), died_at=time.time()
-            )
-            try:
-                dead.add(self.spool.folder.path, letter)
-                lane.spool.delete([item.number])
-            except SpoolError as error:
-                _log.error("a refused record stays in the spool: %s", error)
-        self._tell_lost(lane, item, failure, "is a dead letter" if lane.spool is not None else "is lost")
-
-    def _tell_lost(self, lane: Lane, item: Item, reason: TracevaultError, fate: str) -> None:
-        try:
-            if self._config.on_error is None:
-                _log.error("async record %s (%s) %s: %s", item.prepared.id, lane.scope, fate, reason)
-            else:
-                self._config.on_error(reason, unstored_record(item.prepared))
-        except BaseException:  # noqa: BLE001 - the handler's fault, even SystemExit, must not cost other records
-            _log.exception("on_error itself failed")
-
-    def _fail(
-        self,
-        lane: Lane,
-        part: Sequence[Item],
-        failure: TracevaultError,
-        place: Place,
-        done: list[Item],
-        woken: list[Waiter],
-    ) -> None:
-        """Tell the callers of sync emits."""
-        for item in part:
-            assert item.waiter is not None
-            unknown = item.in_doubt and isinstance(failure, DriverError) and failure_of(failure) is not Failure.REFUSED
-            item.waiter.error = (
-                outcome_unknown(failure, item.prepared.id, place)
-                if unknown and isinstance(failure, DriverError)
-                else _own_copy(failure)
-            )
-            woken.append(item.waiter)
-        done += part
-
-    @staticmethod
-    def _is_final(failure: TracevaultError, kind: Failure, *, connected: bool) -> bool:
-        """Whether a sync emit is told at once: what is certain, and not worth another attempt within seconds."""
-        if not isinstance(failure, DriverError):
-            return True
-        if kind is Failure.SESSION:
-            return False
-        return connected or not failure.transient
-
-    def _without_expired(
-        self, lane: Lane, part: list[Item], place: Place, done: list[Item], woken: list[Waiter]
-    ) -> list[Item]:
-        if not lane.sync or lane.failure is None:
-            return part
-        now = time.monotonic()
-        expired = [item for item in part if item.waiter is not None and item.waiter.deadline <= now]
-        if expired:
-            self._fail(lane, expired, lane.failure, place, done, woken)
-            part = [item for item in part if item not in expired]
-        return part
-
-    def _hold(self, lane: Lane, part: Sequence[Item], failure: TracevaultError, kind: Failure, place: Place) -> None:
-        """Keep what is left, and say when to try again."""
-        self.counters.add(transient=1)
-        if kind is Failure.OPERATOR and not lane.sync:
-            self._pause(lane, failure, place, "it is paused")
-            return
-        if kind is Failure.SLOW and len(part) > 1:
-            lane.most = max(1, len(part) // 2)
-        seconds = 0.0
-        if kind is not Failure.SESSION or lane.failures > 1:
-            longest = min(_FIRST_PAUSE * 2 ** min(lane.failures, 12), _SYNC_PAUSE if lane.sync else _LONGEST_PAUSE)
-            seconds = random.uniform(0.2, 1.0) * longest  # noqa: S311 - jitter
-        lane.failures += 1
-        if lane.failure is None and not lane.sync:
-            _log.error("async records wait%s: %s", "" if lane.spool else " in memory", failure)
-        lane.failure, lane.state = failure, "waiting"
-        self._queue.postpone(lane, seconds)
-
-    def _pause(self, lane: Lane, failure: TracevaultError, place: Place, why: str) -> None:
-        if lane.state != "paused":
-            _log.error(
-                "async records wait%s until somebody mends this (%s; looked at every %g s): %s",
-                "" if lane.spool else " in memory",
-                why,
-                PROBE_INTERVAL,
-                failure,
-            )
-        lane.failure, lane.state = failure, "paused"
-        self._queue.postpone(lane, PROBE_INTERVAL)
-
-    def _recovered(self, lane: Lane, place: Place) -> None:
-        lane.most = min(lane.most * 2, self._config.async_batch_size)
-        if lane.failure is None:
-            return
-        lane.failure, lane.failures, lane.state, lane.probing = None, 0, "ok", False
-        if not lane.sync:
-            _log.info("%s works again", place)
-        self._queue.resume()  # the other lanes waited for the same, perhaps
-
-    def _too_late(self, session: _Session, lane: Lane) -> bool:
-        troubled = lane.failure is not None or not session.connected
-        return self._out_of_time(0.0 if troubled else _LAST_CHANCE)
-
-    def _give_up(
-        self, lane: Lane, part: Sequence[Item], place: Place, done: list[Item], failure: TracevaultError | None = None
-    ) -> None:
-        """The vault is closed and time is up: leave to the spool what is there; the rest is lost."""
-        done += part
-        if lane.spool is not None:
-            return
-        error = failure or lane.failure or DriverError(f"{place}: the vault was closed first")
-        for item in part:
-            reason = error
-            if item.in_doubt and isinstance(error, DriverError):
-                reason = outcome_unknown(error, item.prepared.id, place)
-            self.counters.add(dead=1)
-            self._tell_lost(lane, item, reason, "is lost")
-
-    def _out_of_time(self, extra: float = 0.0) -> bool:
-        return self._give_up_at is not None and time.monotonic() >= self._give_up_at + extra
-
     # -- called by flush and close -------------------------------------------------------------------------
 
     def flush(self, timeout: float) -> None:
@@ -726,13 +415,13 @@ class BackgroundWriter:
 
         What is in the spool stays there, for the next process.
         """
-        self._give_up_at = time.monotonic() + timeout
+        self._delivery.give_up_at = time.monotonic() + timeout
         with self._lock:
             self._queue.close()
             threads = [thread for thread in self._threads if thread is not current_thread()]
-        deadline = self._give_up_at + _LAST_SECONDS
+        deadline = self._delivery.give_up_at + _LAST_SECONDS
         for thread in threads:
-            thread.join(max(0.0, self._give_up_at + _GRACE - time.monotonic()))
+            thread.join(max(0.0, self._delivery.give_up_at + GRACE - time.monotonic()))
             if thread.is_alive():
                 self._queue.drop_waiting()
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -790,61 +479,6 @@ class BackgroundWriter:
 
 _OCCURRED_AT = INSERT_COLUMNS.index("occurred_at")
 _SEVERITY = ("ok", "waiting", "paused")
-
-
-class _Session:
-    """A writer's connection, opened when it is needed."""
-
-    def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
-        self._connect = connect
-        self._connection: Connection[Any] | None = None
-
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
-
-    def open(self) -> Connection[Any]:
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
-
-    def holds(self, error: TracevaultError) -> bool:
-        """Whether the connection survived ``error``, so that what it says is certain."""
-        return self._connection is not None and not is_broken(self._connection, error)
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-
-class _CommitCost:
-    """What a commit costs besides its rows: the least of late, in seconds.
-
-    The least, since a thread that waits for the interpreter's lock or for a processor takes longer as well, and more
-    of them would only add to that. Where a commit takes milliseconds, more writers wait for the disk side by side;
-    where it does not, fewer and larger batches cost less.
-    """
-
-    _ROW = 20e-6  # of the server's time, more or less
-    _MOST = 0.005
-    _RISE = 0.002  # of the difference, with each batch: among hundreds some are held up by nothing else
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def note(self, rows: int, seconds: float) -> None:
-        # Without a lock: a value that two threads spoil for a moment does no harm.
-        least = min(seconds - rows * self._ROW, self._MOST)
-        self.seconds = min(least, self.seconds + (least - self.seconds) * self._RISE)
-
-
-def _own_copy(error: TracevaultError) -> TracevaultError:
-    """Return an exception for one of several callers: a traceback belongs to one only."""
-    copy = type(error).__new__(type(error), *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
