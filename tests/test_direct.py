@@ -312,13 +312,13 @@ def test_a_lost_answer(rights: str, face: OpenVault, ready_dsn: str, proxy: Prox
     for size, answer in ((3, b"INSERT 0 3"), (20, b"COPY 20")):
         proxy.lose(answer)
         assert len(vault.emit_many(["b"] * size)) == size
-    for size, answer in ((1, b"INSERT 0 "), (20, b"COPY ")):
+    for size in (1, 20):
         vault.flush()
         with locked(ready_dsn):
             vault.emit("first", mode="async")
             for _ in range(size):
                 vault.emit("c", mode="async")
-            proxy.lose(answer)
+            proxy.lose(b"COPY ")
         vault.flush()
     assert proxy.lost == 5
     assert rows(ready_dsn, "SELECT event, count(*) FROM audit_logs GROUP BY 1 ORDER BY 1") == [

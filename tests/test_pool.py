@@ -169,7 +169,7 @@ def test_where_background_writers_connect(face: OpenVault, pools: Callable[..., 
     vault = face(pool=pool.vault, bootstrap=NO_DDL, default_mode="async")
     vault.emit("a")
     vault.flush()
-    names = "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{}' AND query LIKE 'INSERT%%'"
+    names = "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{}' AND query LIKE 'COPY%%'"
     assert rows(ready_dsn, names.format("the caller")) == [(1,)]
     vault.close()
 
