@@ -14,7 +14,8 @@ from tracevault.writer.upkeep import SYNC_INTERVAL
 
 # What the machine may add: a sync, its copy by the shim, and threads that wait for a processor.
 _SLACK = 0.1
-_ROUNDS = 4
+# So many, since only some are struck at a moment that tells one order of syncs from another.
+_ROUNDS = 12
 
 
 def _lose_power_often(scenario: Scenario, threads: int = 1, **options: Any) -> int:
