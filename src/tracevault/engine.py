@@ -12,7 +12,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Generic, Literal, TypeVar
 
@@ -52,7 +53,7 @@ from tracevault.postgres.pool import (
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, read, read_async, store, store_async
-from tracevault.writer.stats import Stats
+from tracevault.writer.stats import Counters, Stats
 
 _log = logging.getLogger("tracevault")
 
@@ -293,16 +294,8 @@ class AsyncEngine(_Engine):
         """Store one event by its mode, and return where it is."""
         writer = self.writer
         if prepared.mode == "async":
-            try:
-                where: Stored = await writer.put_async(scope, table, prepared)
-            except OutcomeUnknownError:  # it is spooled, and will be delivered
-                writer.counters.add_emitted()
-                raise
-            except TracevaultError:
-                writer.counters.add(emitted=1, refused=1)
-                raise
-            writer.counters.add_emitted()
-            return where
+            with _counted(writer.counters):
+                return await writer.put_async(scope, table, prepared)
         writer.counters.add(emitted=1, in_flight=1)
         try:
             if self._alone():
@@ -511,16 +504,8 @@ class BlockingEngine(_Engine):
         """Store one event by its mode, and return where it is."""
         writer = self.writer
         if prepared.mode == "async":
-            try:
-                where: Stored = writer.put(scope, table, prepared)
-            except OutcomeUnknownError:  # it is spooled, and will be delivered
-                writer.counters.add_emitted()
-                raise
-            except TracevaultError:
-                writer.counters.add(emitted=1, refused=1)
-                raise
-            writer.counters.add_emitted()
-            return where
+            with _counted(writer.counters):
+                return writer.put(scope, table, prepared)
         writer.counters.add(emitted=1, in_flight=1)
         try:
             if self._alone():
@@ -587,6 +572,20 @@ class BlockingEngine(_Engine):
                     for pool, _ in pools:
                         pool.close(max(_PATIENCE, deadline - time.monotonic()))
                 self.release()
+
+
+@contextmanager
+def _counted(counters: Counters) -> Iterator[None]:
+    """Count an event of async mode, kept or refused."""
+    try:
+        yield
+    except OutcomeUnknownError:  # it is spooled, and will be delivered
+        counters.add(emitted=1)
+        raise
+    except TracevaultError:
+        counters.add(emitted=1, refused=1)
+        raise
+    counters.add(emitted=1)
 
 
 def _never(_replay: bool) -> bool:

@@ -94,12 +94,13 @@ class BackgroundWriter:
         """Keep a record if that takes no waiting, and nothing is wrong; else return None, and it is not kept."""
         if self._config.durability == "fsync" or self._queue.closed:
             return None
-        kept = self._offer(scope, table, prepared)
+        kept = self._offer(scope, table, _item(prepared))
         return kept and kept[0]
 
     def put(self, scope: str, table: str, prepared: Prepared) -> Where:
         """Keep a record, and return where: "memory", "spool" or "dropped". May wait, see ``on_full``."""
-        kept = self._offer(scope, table, prepared)
+        item = _item(prepared)
+        kept = self._offer(scope, table, item)
         if kept is None and self._may_wait():
             deadline = time.monotonic() + self._config.timeout
             while kept is None and (left := deadline - time.monotonic()) > 0:
@@ -107,7 +108,7 @@ class BackgroundWriter:
                     self._queue.wait_room(left)
                 else:
                     self._queue.wait_change(min(left, 0.1))
-                kept = self._offer(scope, table, prepared)
+                kept = self._offer(scope, table, item)
         where, spooled = kept or self._refuse()
         if spooled is not None and self._config.durability == "fsync":
             self._sync(*spooled, prepared)
@@ -115,13 +116,14 @@ class BackgroundWriter:
 
     async def put_async(self, scope: str, table: str, prepared: Prepared) -> Where:
         """Keep a record from a coroutine: like `put`, and the event loop goes on meanwhile."""
-        kept = self._offer(scope, table, prepared)
+        item = _item(prepared)
+        kept = self._offer(scope, table, item)
         if kept is None and self._may_wait():
 
             def offered() -> bool:
                 nonlocal kept
                 if self.spool is not None or self._queue.has_room:
-                    kept = self._offer(scope, table, prepared)
+                    kept = self._offer(scope, table, item)
                 return kept is not None
 
             await self._wait_async(offered, self._config.timeout)
@@ -130,14 +132,13 @@ class BackgroundWriter:
             await asyncio.to_thread(self._sync, *spooled, prepared)
         return where
 
-    def _offer(self, scope: str, table: str, prepared: Prepared) -> tuple[Where, _Mark | None] | None:
+    def _offer(self, scope: str, table: str, item: Item) -> tuple[Where, _Mark | None] | None:
         """Take a record if there is room; return where it is, and what to sync."""
         if self.spool is not None:
             try:
-                return "spool", self.keep(scope, table, prepared)
+                return "spool", self._keep(scope, table, item)
             except SpoolFullError:
                 return None
-        item = Item(None, encode_row(prepared.row), flags_of(prepared))
         if not self._queue.offer(self._queue.lane(scope, table), item):
             return None
         self._dropping = False
@@ -146,7 +147,7 @@ class BackgroundWriter:
 
     def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> _Mark:
         """Append a record to the spool, and have it delivered. Return the file, and its mark there."""
-        return self._keep(scope, table, Item(None, encode_row(prepared.row), flags_of(prepared), in_doubt=in_doubt))
+        return self._keep(scope, table, _item(prepared, in_doubt=in_doubt))
 
     def _keep(self, scope: str, table: str, item: Item) -> _Mark:
         if self._queue.closed:
@@ -479,6 +480,10 @@ class BackgroundWriter:
 
 _OCCURRED_AT = INSERT_COLUMNS.index("occurred_at")
 _SEVERITY = ("ok", "waiting", "paused")
+
+
+def _item(prepared: Prepared, *, in_doubt: bool = False) -> Item:
+    return Item(None, encode_row(prepared.row), flags_of(prepared), in_doubt=in_doubt)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:

@@ -17,7 +17,7 @@ from tracevault.errors import SpoolError
 from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.writer.frames import frame, read_frames
+from tracevault.writer.frames import frame, read_frames, write_all
 from tracevault.writer.spool import CORRUPT_SUFFIX, flags_of, prepared_from
 
 FILE_NAME = "dead-letters"
@@ -63,9 +63,14 @@ def add(folder: Path, letter: Letter) -> None:
 
 def letters(folder: Path) -> list[Letter]:
     """Return the dead letters of a spool, the oldest first; one that was kept twice, once."""
+    return look(folder)[0]
+
+
+def look(folder: Path) -> tuple[list[Letter], bool]:
+    """Return the dead letters like `letters`, and whether some of the file cannot be read."""
     with _locked(folder) as descriptor:
-        found = {} if descriptor is None else _read(descriptor)
-    return sorted(found.values(), key=lambda letter: letter.died_at)
+        found, damaged = ({}, False) if descriptor is None else _read(descriptor)
+    return sorted(found.values(), key=lambda letter: letter.died_at), damaged
 
 
 def discard(folder: Path, ids: Iterable[str]) -> None:
@@ -75,28 +80,21 @@ def discard(folder: Path, ids: Iterable[str]) -> None:
             return
         ids = list(ids)
         _append(folder, descriptor, b"G" + json.dumps(ids).encode())
-        if not _read(descriptor):
+        left, damaged = _read(descriptor)
+        if not left:
             path = folder / FILE_NAME
-            if _is_damaged(descriptor):
+            if damaged:
                 path.rename(path.with_suffix(CORRUPT_SUFFIX))
             else:
                 path.unlink()
 
 
-def is_damaged(folder: Path) -> bool:
-    """Whether some of the file cannot be read."""
-    with _locked(folder) as descriptor:
-        return descriptor is not None and _is_damaged(descriptor)
-
-
-def _is_damaged(descriptor: int) -> bool:
-    return any(body is None for _, _, body in read_frames(descriptor, 0, os.fstat(descriptor).st_size))
-
-
-def _read(descriptor: int) -> dict[str, Letter]:
+def _read(descriptor: int) -> tuple[dict[str, Letter], bool]:
     found: dict[str, Letter] = {}
+    damaged = False
     for _, _, body in read_frames(descriptor, 0, os.fstat(descriptor).st_size):
         if body is None:
+            damaged = True
             continue
         if body.startswith(b"G"):
             for id_ in json.loads(body[1:]):
@@ -107,20 +105,19 @@ def _read(descriptor: int) -> dict[str, Letter]:
         row = decode_row(body[end:], about.pop("columns"))
         letter = Letter(prepared=prepared_from(about.pop("flags"), row), **about)
         found[letter.id] = letter
-    return found
+    return found, damaged
 
 
 def _append(folder: Path, descriptor: int | None, body: bytes) -> None:
     assert descriptor is not None
-    data, size = frame(body), os.fstat(descriptor).st_size
+    size = os.fstat(descriptor).st_size
     try:
-        if os.write(descriptor, data) < len(data):
-            raise OSError("the disk is full")
+        write_all(descriptor, frame(body))
         os.fsync(descriptor)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, size)
-        raise SpoolError(f"{str(folder / FILE_NAME)!r} cannot be written: {error.strerror or error}") from None
+        raise SpoolError(f"{str(folder / FILE_NAME)!r} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager

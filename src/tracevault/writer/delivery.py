@@ -120,7 +120,7 @@ class Delivery:
             watch = Watch(connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time()))
             try:
                 with connection.transaction() if several else nullcontext():
-                    found = run(connection, self._insertion(lane, part, replay=replay), place)
+                    found = run(connection, self._insertion(lane, part, several=several, replay=replay), place)
             finally:
                 watch.end()
         except psycopg.Error as error:  # of connecting, BEGIN or COMMIT; those of a flow are ours already
@@ -147,10 +147,10 @@ class Delivery:
         return failure, connected, certain
 
     @staticmethod
-    def _insertion(lane: Lane, part: Sequence[Item], *, replay: bool) -> Flow[int]:
-        if not lane.sync and not replay and not any(item.given_id for item in part):
-            return copy_encoded(lane.table, [item.encoded for item in part])
-        return insert_many(lane.table, [item.prepared for item in part], replay=replay)
+    def _insertion(lane: Lane, part: Sequence[Item], *, several: bool, replay: bool) -> Flow[int]:
+        if lane.sync or several:
+            return insert_many(lane.table, [item.prepared for item in part], replay=replay)
+        return copy_encoded(lane.table, [item.encoded for item in part])
 
     def _overdue_at(self, lane: Lane, part: Sequence[Item], *, late: bool) -> float:
         now = time.monotonic()

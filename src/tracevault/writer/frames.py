@@ -23,6 +23,13 @@ def frame(body: bytes) -> bytes:
     return HEAD.pack(MARK, len(body), crc32(body)) + body
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``; where `OSError` is raised, a piece of it may be written."""
+    while data:
+        # Less than all if the disk became full in the middle, or a signal came; the rest says which.
+        data = data[os.write(descriptor, data) :]
+
+
 def read_frames(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int, bytes | None]]:
     """Return the place of each frame between two places of a file, where the next begins, and its body.
 

@@ -89,8 +89,8 @@ def statuses(folder: Path) -> tuple[list[FileStatus], list[BrokenFile]]:
     broken += [_broken(path, "set aside, since it was damaged") for path in aside]
     refused: list[Letter] = []
     try:
-        refused = dead.letters(folder)
-        if dead.is_damaged(folder):
+        refused, damaged = dead.look(folder)
+        if damaged:
             broken.append(_broken(folder / dead.FILE_NAME, "some of it is damaged"))
     except SpoolError as error:
         broken.append(_broken(folder / dead.FILE_NAME, str(error)))

@@ -38,7 +38,7 @@ from tracevault.errors import SpoolError
 from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.prepare import Prepared
 from tracevault.event.record import INSERT_COLUMNS
-from tracevault.writer.frames import begins_frame, frame, read_frames
+from tracevault.writer.frames import begins_frame, frame, read_frames, write_all
 
 _log = logging.getLogger("tracevault")
 
@@ -250,12 +250,7 @@ class SpoolFile:
     def _write(self, data: bytes) -> None:
         """Append ``data`` as a whole, or nothing of it."""
         try:
-            written = os.write(self._descriptor, data)
-            if written < len(data):
-                # The disk became full in the middle, or a signal came; the rest says which.
-                written += os.write(self._descriptor, data[written:])
-            if written < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_all(self._descriptor, data)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self.size)
@@ -466,10 +461,11 @@ def scan(path: Path, descriptor: int) -> Found:
 
 def read_records(descriptor: int, found: Found) -> Iterator[Spooled]:
     """Return the records that were found, and are not known to be delivered."""
-    for _, _, at in found.left:
-        _, _, body = next(read_frames(descriptor, at, os.fstat(descriptor).st_size))
-        if body is not None:
-            yield _spooled(body, found.columns, found.lanes)
+    places = {at for _, _, at in found.left}
+    if places:
+        for at, _, body in read_frames(descriptor, min(places), os.fstat(descriptor).st_size):
+            if at in places and body is not None:
+                yield _spooled(body, found.columns, found.lanes)
 
 
 def _spooled(body: bytes, columns: tuple[str, ...], names: dict[int, tuple[str, str]]) -> Spooled:
