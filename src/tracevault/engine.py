@@ -305,7 +305,7 @@ class AsyncEngine(_Engine):
                 finally:
                     self._direct -= 1
             else:
-                await writer.store_async(scope, table, prepared, place)
+                await writer.store_async(scope, table, prepared)
         except BaseException as error:
             if isinstance(error, DriverError) and self._saved(scope, table, prepared, error):
                 writer.counters.add(in_flight=-1)

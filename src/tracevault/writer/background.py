@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock, Thread, current_thread
 from typing import Any, Literal, TypeAlias
+from weakref import WeakSet
 
 from psycopg import Connection
 
@@ -52,6 +53,8 @@ _SLOW_COMMIT = 0.001
 # An interpreter that exits without close() waits this long for what is queued, and close() so long for threads.
 _EXIT_SECONDS = 2.0
 _LAST_SECONDS = 2.0
+# Seconds between looks at the deadlines of an event loop's sync emits.
+_WATCH_INTERVAL = 0.1
 # Seconds between attempts to move away from a spool file that could not be synced.
 _MOVE_INTERVAL = 0.25
 
@@ -70,6 +73,7 @@ class BackgroundWriter:
         self._threads: list[Thread] = []
         self._dropping = False
         self._reported = 0
+        self._watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._delivery = Delivery(config, self._queue, self.counters)
         self.spool: Spool | None = None
         if config.spool is not None:
@@ -282,18 +286,18 @@ class BackgroundWriter:
         if waiter.error is not None:
             raise waiter.error
 
-    async def store_async(self, scope: str, table: str, prepared: Prepared, place: Place) -> None:
+    async def store_async(self, scope: str, table: str, prepared: Prepared) -> None:
         """Store a record with whatever else is to be stored; like `store`, and the event loop goes on meanwhile."""
         waiter = LoopWaiter(time.monotonic() + self._config.timeout)
-        lane, item = self._enqueue(scope, table, prepared, waiter)
-        timer = waiter.loop.call_later(self._config.timeout + GRACE, self._expire, lane, item, place)
+        _, item = self._enqueue(scope, table, prepared, waiter)
+        if waiter.loop not in self._watched:
+            self._watched.add(waiter.loop)
+            self._watch(waiter.loop)
         try:
             await waiter.future
         except asyncio.CancelledError:
             item.waiter = Waiter(waiter.deadline)  # it is stored all the same, or not; nobody asks
             raise
-        finally:
-            timer.cancel()
         if waiter.error is not None:
             raise waiter.error
 
@@ -303,14 +307,20 @@ class BackgroundWriter:
         self._ensure_writer()
         return lane, item
 
-    def _expire(self, lane: Lane, item: Item, place: Place) -> None:
-        waiter = item.waiter
-        assert isinstance(waiter, LoopWaiter)
-        try:
-            self._withdraw(lane, item, place)
-        except TracevaultError as error:
-            waiter.error = error
-            waiter.finish()
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up on the emits of a loop for which time has run out, now and again: one timer for all of them."""
+        for lane, item in self._queue.overdue(time.monotonic() - GRACE):
+            waiter = item.waiter
+            if isinstance(waiter, LoopWaiter) and waiter.loop is loop:
+                try:
+                    self._withdraw(lane, item, Place("emit", lane.scope, lane.table))
+                except TracevaultError as error:
+                    waiter.error = error
+                    waiter.finish()
+        if self._queue.sync_busy:
+            loop.call_later(_WATCH_INTERVAL, self._watch, loop)
+        else:
+            self._watched.discard(loop)
 
     def _withdraw(self, lane: Lane, item: Item, place: Place) -> None:
         """Give up on an item for which time has run out, unless a writer holds it just now."""

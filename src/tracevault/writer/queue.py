@@ -172,6 +172,14 @@ class Queue:
         if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
             self._work.notify()
 
+    def overdue(self, moment: float) -> list[tuple[Lane, Item]]:
+        """Return the sync emits that no writer holds and whose deadline was before a moment."""
+        with self._lock:
+            lanes = [lane for lane in self._lanes.values() if lane.sync]
+            return [
+                (lane, item) for lane in lanes for item in lane.waiting if item.waiter and item.waiter.deadline < moment
+            ]
+
     def withdraw(self, lane: Lane, item: Item) -> bool:
         """Take back an item that no writer holds; False if one does, or it is settled."""
         with self._work:
