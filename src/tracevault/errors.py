@@ -11,7 +11,10 @@
     ├── DuplicateIdError     this id is taken by another event                .id
     ├── QueueFullError       the async queue is full and ``on_full`` is strict
     ├── SpoolError           the spool cannot be used
-    └── UndeliveredError     flush or close leave records behind              .lost .spooled .pending
+    ├── UndeliveredError     flush or close leave records behind              .lost .spooled .pending
+    ├── ProofError           a note, checkpoint or proof does not verify
+    └── SealError            the log cannot be sealed
+        └── RollbackError    ROLLBACK DETECTED: the log is not the one that was signed
 
 A message names the field in back quotes, the rule, the offending value (shortened to 64 characters, never
 one below a masked key) and what to do. PostgreSQL's DETAIL, which can quote a row, and passwords are in no
@@ -118,3 +121,18 @@ class UndeliveredError(TracevaultError):
         self.lost = lost
         self.pending = pending
         self.spooled = spooled
+
+
+class ProofError(TracevaultError):
+    """A signed note, a checkpoint or a proof is malformed, or does not verify. Nothing it claims may be believed."""
+
+
+class SealError(TracevaultError):
+    """The log cannot be sealed: keys, rights or tables are missing, or an anchor contradicts the database."""
+
+
+class RollbackError(SealError):
+    """ROLLBACK DETECTED: the database does not extend what was signed before, so nothing more is signed.
+
+    It was restored from a backup, or changed. An operator decides: repair it, or open a new epoch.
+    """
