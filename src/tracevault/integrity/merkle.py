@@ -113,13 +113,13 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
     a proof that shows nothing must not pass for one.
     """
     _check_sizes(old, new)
-    _check_hashes((old_root, new_root, *proof))
     if old == new:
         if proof:
             raise ProofError("the consistency proof has too many hashes: trees of one size need none")
         if old_root != new_root:
             raise ProofError(f"two roots for one tree of {old} leaves")
         return
+    _check_hashes((old_root, new_root, *proof))
     hashes = list(proof) if old & (old - 1) else [old_root, *proof]
     if not proof:
         raise ProofError("the consistency proof has too few hashes")
