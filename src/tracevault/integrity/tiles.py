@@ -138,6 +138,11 @@ class Growth:
                 changed.append((level, count // WIDTH, hashes))
         return sorted(changed)
 
+    def settle(self) -> None:
+        """Forget the tiles that are full: `changes` then returns what is new or longer from here on."""
+        self._full.clear()
+        self._start = self.size
+
 
 def tile_reader(fetch: TileFetcher, size: int) -> HashReader:
     """Return a reader of the tree of ``size`` leaves for the functions of `merkle`.
