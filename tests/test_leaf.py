@@ -102,11 +102,11 @@ def test_sql_and_python_agree_on_fuzzed_rows(ready_dsn: str) -> None:
         encoder, seen = Encoder(TREE), 0
         # Both are read in one statement, so that each row is compared with itself.
         select = f"SELECT {hash_sql(literal(prefix()))}, {', '.join(f'r.{name}' for name in READ)} FROM audit_logs AS r"
-        for row in copied_rows(connection, select, Place("reading")):
-            by_server = row[6:38]
-            assert by_server == encoder.hash(row, 38)
+        for copied in copied_rows(connection, select, Place("reading")):
+            by_server = copied[6:38]
+            assert by_server == encoder.hash(copied, 38)
             if seen % 10 == 0:  # the third way, by plain values, is slower
-                assert leaf_hash(statement_of(TREE, row, 38).leaf) == by_server
+                assert leaf_hash(statement_of(TREE, copied, 38).leaf) == by_server
             seen += 1
     assert seen == FUZZED
 

@@ -18,6 +18,7 @@ from tracevault.flows import Flow, Query
 from tracevault.integrity.leaf import hash_sql, leaf_prefix
 from tracevault.integrity.merkle import EMPTY_ROOT
 from tracevault.integrity.tiles import Growth, right_edge
+from tracevault.schema.custody import define_custody
 from tracevault.schema.trees import CHECKPOINTS, ERASURES, LEAVES, TILES, TREES, tree_statements
 
 HASH = 32
@@ -73,8 +74,8 @@ def find_tree(table: str, *, lock: bool = False) -> Flow[Tree | None]:
 
 
 def make_tables() -> Flow[None]:
-    """Make the tables of `schema.trees`."""
-    for statement in tree_statements():
+    """Make the tables of `schema.trees`, and the functions of `schema.custody`."""
+    for statement in (*tree_statements(), define_custody()):
         yield Query(statement, reads=False)
 
 

@@ -10,10 +10,8 @@ from uuid import UUID
 from tracevault.flows import Flow, Query
 from tracevault.flows.seal import Tree
 from tracevault.integrity.leaf import READ
+from tracevault.schema.custody import ERASED, PRUNED
 from tracevault.schema.trees import CHECKPOINTS, ERASURES, LEAVES, TILES
-
-PRUNED = "tracevault.pruned"
-ERASED = "tracevault.erased"
 
 
 def rows_sql(tree: Tree, first: int, end: int) -> str:

@@ -23,8 +23,6 @@ from tracevault.errors import ConfigError, ProofError, SealError
 from tracevault.flows import Flow
 from tracevault.flows.seal import HASH, find_tree, read_edge, tables_exist
 from tracevault.flows.verify import (
-    ERASED,
-    PRUNED,
     leafless,
     remarks,
     rows_sql,
@@ -38,6 +36,7 @@ from tracevault.integrity.report import MOST_PROBLEMS, Outside, Problem, Report
 from tracevault.integrity.tiles import WIDTH, Growth
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import copied_rows, run
+from tracevault.schema.custody import ERASED, PRUNED
 
 _VERIFYING = Place("verifying")
 # Leaves that are read at once: a second or so of work, and as many whole tiles.
