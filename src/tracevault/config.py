@@ -33,6 +33,7 @@ _SCOPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 WRITE_URL = "DATABASE_URL_WRITE"
 READ_URL = "DATABASE_URL_READ"
+SIGNING_KEY = "TRACEVAULT_SIGNING_KEY"
 
 
 def _option(default: Any, help: str, *, secret: bool = False, env: str | None = None) -> Any:  # noqa: A002
@@ -166,6 +167,16 @@ def option_docs() -> list[OptionDoc]:
 def environment_urls() -> tuple[str | None, str | None]:
     """Return ``DATABASE_URL_WRITE`` and ``DATABASE_URL_READ``, for the command line. Blank counts as unset."""
     return os.environ.get(WRITE_URL, "").strip() or None, os.environ.get(READ_URL, "").strip() or None
+
+
+def signing_key() -> str | None:
+    """Return what ``TRACEVAULT_SIGNING_KEY`` holds: the text of a key file. Blank counts as unset."""
+    return os.environ.get(SIGNING_KEY, "").strip() or None
+
+
+def command_environment(**added: str) -> dict[str, str]:
+    """Return the environment for a command of the operator's: this process's without the signing key."""
+    return {**{name: value for name, value in os.environ.items() if name != SIGNING_KEY}, **added}
 
 
 def check_table_name(value: object, field: str = "table_name") -> str:

@@ -17,6 +17,7 @@ from tracevault.cli.emit import emit
 from tracevault.cli.find import find
 from tracevault.cli.get import get
 from tracevault.cli.init_sql import init_sql
+from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
 from tracevault.cli.spool import spool
@@ -64,7 +65,7 @@ def tracevault(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, emit, find, get, count, migrate, doctor, spool, init_sql, sql_path):
+for _command in (demo, emit, find, get, count, migrate, doctor, keygen, spool, init_sql, sql_path):
     tracevault.add_command(_command)
 
 
