@@ -113,6 +113,12 @@ class Config:
         "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
     )
 
+    seal: Mapping[str, Any] | None = _option(
+        None,
+        'seals the tables in a thread of this process: `{"key": FILE, "anchors": ["file:PATH", ...]}`; see '
+        "docs/integrity.md",
+    )
+
     def __post_init__(self) -> None:
         """Check every option; freeze what is mutable."""
         for check in _CHECKS:
@@ -388,6 +394,33 @@ def _check_spool(config: Config) -> None:
     _set(config, "spool", os.path.abspath(os.path.expanduser(os.fspath(config.spool))))
 
 
+_SEAL_NUMBERS = ("every_ms", "anchor_every_s", "heartbeat_s")
+SEAL_OPTIONS = ("key", "state", "anchors", *_SEAL_NUMBERS)
+
+
+def _check_seal(config: Config) -> None:
+    options = config.seal
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(f'`seal` must be a mapping: {{"key": "seal.key"}}, got {_shown(options)}', field="seal")
+    for name, value in options.items():
+        field = f"seal.{_printable(name)}"
+        if name in ("key", "state"):
+            if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+                raise ConfigError(f"`{field}` must be the path of a file, got {_shown(value)}", field=field)
+        elif name == "anchors":
+            if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+                raise ConfigError(f'`{field}` must be a list such as ["file:/mnt/anchors/log"]', field=field)
+        elif name in _SEAL_NUMBERS:
+            most = 3_600_000 if name == "every_ms" else 366 * 86_400
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= most:
+                raise ConfigError(f"`{field}` must be a number from 1 to {most:,}, got {_shown(value)}", field=field)
+        else:
+            raise ConfigError(f"`{field}` is not an option of `seal`; known are {', '.join(SEAL_OPTIONS)}", field=field)
+    _set(config, "seal", MappingProxyType(dict(options)))
+
+
 def _set(config: Config, name: str, value: object) -> None:
     object.__setattr__(config, name, value)
 
@@ -405,5 +438,6 @@ _CHECKS = cast(
         _check_callables,
         _check_numbers,
         _check_spool,
+        _check_seal,
     ),
 )

@@ -7,7 +7,7 @@ nothing, and one that stays open holds nobody up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from tracevault.integrity.leaf import hash_sql, leaf_prefix
 from tracevault.integrity.merkle import EMPTY_ROOT
 from tracevault.integrity.tiles import Growth, right_edge
 from tracevault.schema.custody import define_custody
-from tracevault.schema.trees import CHECKPOINTS, ERASURES, LEAVES, TILES, TREES, tree_statements
+from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES, tree_statements
 
 HASH = 32
 # A snapshot that brings no row and is at most so many transactions newer is not stored.
@@ -283,3 +283,27 @@ def store_checkpoint(tree: Tree, note: str) -> Flow[None]:
         (tree.number, tree.size, note),
         reads=False,
     )
+
+
+def store_outcomes(outcomes: Sequence[tuple[str, str, int, datetime, str | None, str | None]]) -> Flow[None]:
+    """Note what anchors said: sink, origin, size, when, and the receipt or the error."""
+    for sink, origin, size, at, receipt, error in outcomes:
+        yield Query(
+            f"INSERT INTO {ANCHORS} AS a (tree, sink, size, receipt, error, at) "
+            f"SELECT tree, $1, $3, $5, $6, $4 FROM {TREES} WHERE origin = $2 "
+            "ON CONFLICT (tree, sink, size) DO UPDATE SET attempts = a.attempts + 1, at = excluded.at, "
+            "receipt = coalesce(excluded.receipt, a.receipt), error = excluded.error",
+            (sink, origin, size, at, receipt, error),
+            reads=False,
+        )
+
+
+def sealed_as(table: str, id_: UUID) -> Flow[int | None]:
+    """Return the index of an event's leaf if a signed checkpoint covers it, else None."""
+    found = yield Query(
+        f"SELECT min(l.index) FROM {LEAVES} AS l JOIN (SELECT tree FROM {TREES} WHERE table_name = $1 "
+        f"ORDER BY epoch DESC LIMIT 1) AS t ON t.tree = l.tree WHERE l.id = $2 "
+        f"AND l.index < (SELECT max(c.size) FROM {CHECKPOINTS} AS c WHERE c.tree = l.tree)",
+        (table, id_),
+    )
+    return None if found.rows[0][0] is None else int(found.rows[0][0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
@@ -30,14 +30,16 @@ from tracevault.flows.seal import (
     resume,
     seal_rows,
     store_checkpoint,
+    store_outcomes,
     tables_exist,
 )
 from tracevault.integrity.checkpoint import Checkpoint
-from tracevault.integrity.merkle import consistency_proof
 from tracevault.integrity.note import Note
-from tracevault.integrity.tiles import tile_reader
 from tracevault.postgres.failures import Place, from_psycopg
 from tracevault.postgres.run import run
+from tracevault.sealing.keys import verifiers
+from tracevault.sealing.log import LogConnection, StoredLog
+from tracevault.sealing.publisher import Publisher
 from tracevault.sealing.signer import CheckpointSigner
 
 _log = logging.getLogger("tracevault")
@@ -46,6 +48,8 @@ _SEALING = Place("sealing")
 BATCH = 8192
 # Seconds between signatures while a long backlog is sealed.
 _SIGN_INTERVAL = 1.0
+# Seconds after which an idle log is published again.
+HEARTBEAT = 3600.0
 _SERIALIZATION_FAILURE = "40001"
 _LONGEST_PAUSE = 60.0
 
@@ -64,8 +68,8 @@ class Round:
 class Sealer:
     """Seals audit tables. Not safe for two threads at once; two sealers are.
 
-    ``connect`` returns a new blocking connection. ``publish`` is told of each signed checkpoint, and must not wait;
-    ``newest`` returns the newest checkpoints of an origin that anchors hold.
+    ``connect`` returns a new blocking connection. An idle log tells its anchors every ``heartbeat`` seconds that it
+    is there.
     """
 
     def __init__(
@@ -74,20 +78,22 @@ class Sealer:
         tables: Sequence[str],
         signer: CheckpointSigner,
         *,
-        publish: Callable[[Tree, Note], None] | None = None,
-        newest: Callable[[str], Sequence[Note]] = lambda _origin: (),
+        publisher: Publisher | None = None,
+        heartbeat: float = HEARTBEAT,
         batch: int = BATCH,
     ) -> None:
         self.tables = tuple(tables)
         self._connect = connect
         self._signer = signer
-        self._publish = publish
-        self._newest = newest
+        self._publisher = publisher
+        self._heartbeat = heartbeat
         self._batch = batch
+        self._log = LogConnection(connect)
         self._connection: Connection[Any] | None = None
         self._ready = False
         self._signed: dict[str, Tree] = {}
         self._signed_at: dict[str, float] = {}
+        self._published: dict[str, tuple[float, Tree, Note]] = {}
 
     def round(self, table: str) -> Round | None:
         """Give leaves to one batch of rows; sign if the tree has grown. None while somebody else seals the table.
@@ -138,6 +144,10 @@ class Sealer:
                 else:
                     if failed.pop(table, None) is not None and done is not None:
                         _log.info("table %s is sealed again", table)
+            try:
+                self.beat()
+            except TracevaultError as error:
+                _log.warning("what the anchors said could not be stored: %s", error)
             pause = worst
             stop.wait(pause)
 
@@ -159,26 +169,46 @@ class Sealer:
                 tree = now
         self._transaction(lambda: store_checkpoint(tree, str(note)))
         self._signed[table], self._signed_at[table] = tree, time.monotonic()
-        if self._publish is not None:
-            self._publish(tree, note)
+        self._publish(tree, note)
         return note
+
+    def _publish(self, tree: Tree, note: Note) -> None:
+        if self._publisher is not None:
+            self._publisher.submit(note, StoredLog(self._log.tiles(tree.number), tree.size))
+            self._published[tree.table] = (time.monotonic(), tree, note)
+
+    def beat(self) -> None:
+        """Tell the anchors of a log that has not grown for long, and store what they said since."""
+        for at, tree, note in list(self._published.values()):
+            if time.monotonic() - at >= self._heartbeat:
+                self._publish(tree, note)
+        if self._publisher is not None:
+            outcomes = self._publisher.outcomes()
+            if outcomes:
+                self._transaction(lambda: store_outcomes(outcomes))
 
     def _note(self, tree: Tree) -> Note:
         checkpoint = Checkpoint(tree.origin, tree.size, tree.root)
         first = tree.table not in self._signed
         # What a restart could get wrong: the state is not the one of before, or an anchor knows more than the state.
         known = first and self._transaction(lambda: has_checkpoints(tree))
-        newest = self._newest(tree.origin) if first else ()
-        return self._signer.sign(checkpoint, self.prover(tree), newest, expect_state=known)
+        newest = list(self._anchored(tree.origin)) if first else ()
+        return self._signer.sign(checkpoint, self._log_of(tree).prove, newest, expect_state=known)
 
-    def prover(self, tree: Tree) -> Callable[[int, int], list[bytes]]:
-        """Return what makes consistency proofs inside ``tree``."""
+    def _anchored(self, origin: str) -> Iterator[Note]:
+        """Yield the newest checkpoint of each anchor that can tell."""
+        known = verifiers(self._signer.signers, origin)
+        for anchor in self._publisher.anchors if self._publisher else ():
+            try:
+                note = anchor.newest(origin, known)
+            except SealError as error:
+                _log.warning("whether the log extends what an anchor holds is not known: %s", error)
+            else:
+                if note is not None:
+                    yield note
 
-        def prove(old: int, new: int) -> list[bytes]:
-            read = tile_reader(lambda tiles: self._transaction(lambda: read_tiles(tree.number, tiles)), tree.size)
-            return consistency_proof(old, new, read)
-
-        return prove
+    def _log_of(self, tree: Tree) -> StoredLog:
+        return StoredLog(lambda tiles: self._transaction(lambda: read_tiles(tree.number, tiles)), tree.size)
 
     def _tree(self, table: str) -> Tree:
         tree = self._transaction(lambda: find_tree(table))
@@ -244,6 +274,7 @@ class Sealer:
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
+        self._log.close()
 
 
 def origin_of(key_name: str, tree: str, epoch: int) -> str:

@@ -82,6 +82,14 @@ class Trust:
         return checkpoint
 
 
+def origin_of(connection: Connection[Any], table: str) -> str:
+    """Return the origin that the database says the log of ``table`` has; `SealError` if it was never sealed."""
+    tree = run(connection, find_tree(table), _VERIFYING) if run(connection, tables_exist(), _VERIFYING) else None
+    if tree is None:
+        raise SealError(f"table `{table}` was never sealed: `tracevault seal --table {table}` begins that")
+    return tree.origin
+
+
 def verify(
     connection: Connection[Any],
     table: str,
