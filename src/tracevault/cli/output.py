@@ -75,6 +75,14 @@ def size(number: int) -> str:
     return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 99.5 else f"{amount:.3g} {unit}"
 
 
+def span(seconds: float) -> str:
+    """Return a span of time for a person: ``3 hours``."""
+    for length, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return "1 second" if 0.5 <= seconds < 1.5 else f"{max(seconds, 0):,.0f} seconds"
+
+
 def json_text(value: Any, *, ascii_only: bool = False) -> str:
     r"""Return ``value`` as JSON on one line, its numbers exact; what does not print is a ``\u`` escape."""
     return _escaped("".join(_pieces(value)), ascii_only=ascii_only)
