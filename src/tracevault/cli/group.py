@@ -11,6 +11,7 @@ import click
 
 from tracevault import ConfigError, TracevaultError, ValidationError, __version__
 from tracevault.cli.count import count
+from tracevault.cli.custody import erase, prune
 from tracevault.cli.demo import demo
 from tracevault.cli.doctor import doctor
 from tracevault.cli.emit import emit
@@ -81,6 +82,8 @@ for _command in (
     seal,
     status,
     verify_command,
+    prune,
+    erase,
     init_sql,
     sql_path,
 ):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -45,6 +46,25 @@ def console(*, stderr: bool = False) -> Console:
             raise BrokenPipeError  # rich would exit with 1, which means "no" here
 
     return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield what is told of how much is done, and of how much; it shows on a terminal's standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _all: None
+        return
+    from rich import progress  # noqa: PLC0415 - see above
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(visible(doing), total=None)
+        yield lambda done, every: bar.update(task, completed=done, total=every)
 
 
 def fits(out: Console, table: Table) -> bool:

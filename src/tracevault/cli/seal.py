@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 import click
 from psycopg import Connection
 
 from tracevault.cli.connect import TIMEOUT, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, seconds, tables_option
-from tracevault.cli.output import console, is_terminal
+from tracevault.cli.output import progress_bar
 from tracevault.config import check_table_name
 from tracevault.postgres.failures import Place
 from tracevault.postgres.pool import connect_once
 from tracevault.sealing.sealer import HEARTBEAT, Round, Sealer
 from tracevault.sealing.service import ANCHOR_EVERY, make_sealer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 # Seconds that the anchors get at the end.
 _SETTLE = 30.0
@@ -133,31 +128,17 @@ def _decide(sealer: Sealer, table: str, *, resume: bool, new_epoch: bool, adopt_
 def _backlog(sealer: Sealer, tables: Sequence[str]) -> None:
     """Seal what is there already, with a bar where it takes long."""
     for table in tables:
-        with _progress(table) as (bar, task):
+        about = sealer.estimate(table)
+        with progress_bar(f"sealing {table}") as progress:
 
-            def announce(done: Round, bar: Progress | None = bar, task: int = task) -> None:
-                if bar is not None:
-                    bar.update(task, completed=done.tree.size)  # type: ignore[arg-type]
+            def announce(done: Round, about: int = about, tell: Callable[[int, int], None] = progress) -> None:
+                tell(done.tree.size, max(about, done.tree.size))
 
-            if bar is not None:
-                bar.update(task, total=sealer.estimate(table))  # type: ignore[arg-type]
             done = sealer.seal(table, announce)
         if done is None:
             click.echo(f"{table}: another sealer is at work", err=True)
         else:
             click.echo(f"{table}: {done.tree.size:,} rows are sealed", err=True)
-
-
-@contextmanager
-def _progress(table: str) -> Iterator[tuple[Progress | None, int]]:
-    if not is_terminal():
-        yield None, 0
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (TextColumn("sealing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        yield bar, bar.add_task(table, total=None)
 
 
 def _until_stopped(sealer: Sealer, every: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +12,12 @@ import click
 from tracevault import Report, Verdict
 from tracevault.cli.connect import connection, read_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
-from tracevault.cli.output import Output, console, is_terminal, json_text, span, visible, write_lines
+from tracevault.cli.output import Output, console, is_terminal, json_text, progress_bar, span, visible, write_lines
 from tracevault.config import check_table_name
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.sealing.trust import trust_of
 from tracevault.sealing.verified import Verified
-from tracevault.sealing.verify import GRACE, Progress, origin_of, verify
+from tracevault.sealing.verify import GRACE, origin_of, verify
 
 _STYLES = {
     Verdict.OK: "bold green",
@@ -94,7 +93,7 @@ def verify_command(
         if before is not None:
             trust = replace(trust, outside=[*trust.outside, before])
         first = None if before is None or full else Checkpoint.parse(before.note.text)
-        with _bar() as progress:
+        with progress_bar("verifying") as progress:
             report = verify(link, name, trust, first=first, grace=grace, progress=progress)
         if verified is not None and report.verdict in (Verdict.OK, Verdict.CONSISTENT, Verdict.INCOMPLETE):
             verified.remember(link, report)
@@ -103,24 +102,6 @@ def verify_command(
     else:
         _print(report)
     ctx.exit(report.verdict.value)
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    if not is_terminal():
-        yield lambda _done, _all: None
-        return
-    from rich import progress  # noqa: PLC0415 - see output.py
-
-    columns = (
-        progress.TextColumn("verifying"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=None)
-        yield lambda done, every: bar.update(task, completed=done, total=every)
 
 
 def _print(report: Report) -> None:
