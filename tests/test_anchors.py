@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -233,6 +235,17 @@ def test_two_processes_and_one_that_is_killed_share_a_file(file: Anchor, path: P
     odd = [size for size in found if size is not None and size % 2]
     assert odd == list(range(1, 2 * len(odd), 2))
     assert path.read_bytes().count(b"# 20") == len(found)
+
+
+def test_who_appends_to_a_file_waits_for_the_other(file: Anchor, path: Path) -> None:
+    with path.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=file.publish, args=(Log(3).note(KEY), Log()))
+        thread.start()
+        thread.join(0.2)
+        assert path.read_bytes() == b""
+    thread.join(30)
+    assert kept(path) == [3]
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
