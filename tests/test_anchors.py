@@ -540,6 +540,12 @@ def test_a_password_goes_to_the_witness_alone(witness: Witness) -> None:
     assert "cret" not in str(caught.value)
 
 
+def test_no_proxy_has_a_part_in_what_stays_on_this_machine(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert parse_anchor(witness.url).publish(Log(5).note(KEY), Log())
+
+
 def test_a_witness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"

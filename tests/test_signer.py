@@ -189,6 +189,7 @@ def test_killed_while_the_state_is_written(call: str, tmp_path: Path) -> None:
     assert signed_sizes(tmp_path) == ({12} if call == "fsync 2" else {10})
     log = Log(13)
     assert signer.sign(log.checkpoint(), log.prove, expect_state=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["seal.key.state", "seal.key.state.lock"]
 
 
 def _state(entry: str) -> bytes:
