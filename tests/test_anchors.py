@@ -6,6 +6,7 @@ import base64
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -381,6 +382,52 @@ def test_a_checkpoint_comes_after_all_that_it_needs(directory: Anchor, folder: P
         assert size == (300 if tiles < 4 else 1000)
         assert root_from_files(folder, size) == log.checkpoint(size).root
         assert (folder / f"checkpoints/{size}").exists()
+
+
+DYING = """
+import os, signal, sys
+from tests.logs import NAME, Log, Signer
+from tracevault.sealing.anchors import parse_anchor
+number, calls = int(sys.argv[2]), 0
+def counted(real):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+for name in ("write", "fsync", "rename", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+log = Log(700)
+parse_anchor(sys.argv[1]).publish(log.note(Signer(NAME, bytes([1] * 32))), log)
+"""
+
+
+def test_a_publisher_that_is_killed_leaves_a_whole_log(directory: Anchor, folder: Path, tmp_path: Path) -> None:
+    log, before = Log(300), tmp_path / "before"
+    directory.publish(log.note(KEY), log)
+    folder.rename(before)
+    sizes = []
+    for number in range(1, 100):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(before, folder)
+        arguments = [sys.executable, "-c", DYING, directory.sink, str(number)]
+        code = subprocess.run(arguments, timeout=60, check=False).returncode
+        note = directory.newest(ORIGIN, [VERIFIER])
+        assert note is not None
+        sizes.append(Checkpoint.parse(note.text).size)
+        assert root_from_files(folder, sizes[-1]) == log.checkpoint(sizes[-1]).root
+        for path in (folder / "checkpoints").iterdir():
+            assert Note.parse(path.read_text()).verified_by([VERIFIER]) == [VERIFIER]
+        directory.publish(log.note(KEY, 800), log)
+        assert {path.name for path in folder.iterdir()} == {".lock", "checkpoint", "checkpoints", "tile"}
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {300, 700}
+    assert len(sizes) > 15
 
 
 def test_a_tile_that_is_too_short_is_not_kept(directory: Anchor, folder: Path) -> None:

@@ -31,13 +31,15 @@ def replace(path: Path, data: bytes, mode: int) -> None:
     The caller holds a lock: what is written meanwhile stands in ``.NAME.new``, where nobody else may write, and which
     a process that was killed leaves to the next.
     """
-    place(path, data, mode)
+    place(path, data, mode, path.with_name(f".{path.name}.new"))
     sync_folder(path.parent)
 
 
-def place(path: Path, data: bytes, mode: int) -> None:
-    """Do as `replace`, but leave it to the caller to `sync_folder`, once for many files."""
-    temporary = path.with_name(f".{path.name}.new")
+def place(path: Path, data: bytes, mode: int, temporary: Path) -> None:
+    """Do as `replace`, but leave it to the caller to `sync_folder`, once for many files, and to say what for a time.
+
+    ``temporary`` is on the same file system.
+    """
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:
