@@ -141,7 +141,7 @@ class Sealer:
                         _log.error("table %s is not sealed: %s", table, error)
                     failed[table] = str(error)
                     if isinstance(error, DriverError):
-                        self.close()
+                        self._disconnect()
                 else:
                     if failed.pop(table, None) is not None and done is not None:
                         _log.info("table %s is sealed again", table)
@@ -286,12 +286,16 @@ class Sealer:
         return self._connection
 
     def close(self) -> None:
+        """Let go of the connections."""
+        self._disconnect()
+        self._log.close()
+
+    def _disconnect(self) -> None:
         """Let go of the connection; another one is made when it is needed."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
-        self._log.close()
 
 
 def origin_of(key_name: str, tree: str, epoch: int) -> str:
