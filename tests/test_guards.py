@@ -168,8 +168,8 @@ def test_custody_in_a_partition_of_another_owner(ready_dsn: str, owner: str) -> 
         ),
         ("DROP TRIGGER tracevault_guard_truncate ON audit_logs", "TRUNCATE is not guarded"),
         (
-            "CREATE OR REPLACE TRIGGER tracevault_guard_rows BEFORE UPDATE OF event OR DELETE ON audit_logs FOR EACH ROW"
-            " EXECUTE FUNCTION tracevault_guard()",
+            "CREATE OR REPLACE TRIGGER tracevault_guard_rows BEFORE UPDATE OF event OR DELETE ON audit_logs"
+            " FOR EACH ROW EXECUTE FUNCTION tracevault_guard()",
             "UPDATE and DELETE are guarded by another trigger than ours",
         ),
         (

@@ -19,6 +19,7 @@ from tracevault.cli.get import get
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.roles import roles
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
 
@@ -64,7 +65,7 @@ def tracevault(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, emit, find, get, count, migrate, doctor, spool, init_sql, sql_path):
+for _command in (demo, emit, find, get, count, migrate, roles, doctor, spool, init_sql, sql_path):
     tracevault.add_command(_command)
 
 

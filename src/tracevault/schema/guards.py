@@ -10,12 +10,12 @@ A row trigger refuses UPDATE and DELETE, a statement trigger TRUNCATE, with SQLS
   in a session of somebody else, who could have set the setting.
 - The function is SECURITY INVOKER, and finds nothing but the system's own functions and tables.
 - The triggers are ENABLE ALWAYS: ``session_replication_role = replica`` does not silence them. They fire for the apply
-  worker of a logical subscription as well, so a subscriber takes what is inserted, and stops at a prune or an erasure of
-  its publisher. Publish with ``publish = 'insert'``; each side then prunes and erases by itself.
-- pg_dump and pg_restore keep them. ``pg_restore --disable-triggers`` turns ALWAYS into the ordinary kind, which `doctor`
-  sees and ``tracevault roles`` mends.
-- Row triggers reach every partition, also a new one. TRUNCATE of a partition is guarded by a trigger of its own, which a
-  partition made later lacks until ``tracevault roles`` runs again; meanwhile nobody but the owner has the right.
+  worker of a logical subscription as well, so a subscriber takes what is inserted, and stops at a prune or an erasure
+  of its publisher. Publish with ``publish = 'insert'``; each side then prunes and erases by itself.
+- pg_dump and pg_restore keep them. ``pg_restore --disable-triggers`` turns ALWAYS into the ordinary kind, which
+  `doctor` sees and ``tracevault roles`` mends.
+- Row triggers reach every partition, also a new one. TRUNCATE of a partition is guarded by a trigger of its own, which
+  a partition made later lacks until ``tracevault roles`` runs again; meanwhile nobody but the owner has the right.
 
 What they cannot do: the owner of the table can set the setting, disable or drop the triggers, or drop the table, and a
 superuser can do anything. Guards stop mistakes and stolen application passwords. What an owner or a superuser does to

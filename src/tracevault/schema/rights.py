@@ -1,0 +1,444 @@
+"""Who may do what: the least rights of each kind of role, as SQL that grants them and as what should be found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tracevault.errors import ConfigError
+from tracevault.event.record import BY_NAME, INSERT_COLUMNS, RECORD_COLUMNS
+from tracevault.schema import guards
+from tracevault.schema.comparison import companion, signature
+
+# A right is a word of GRANT and a column, or "" for all columns.
+Right = tuple[str, str]
+
+MAX_ROLE_NAME = 63
+TENANT = "tracevault.tenant_id"
+INSERTING = frozenset(("INSERT", column) for column in INSERT_COLUMNS)
+SELECTING = frozenset({("SELECT", "")})
+EXECUTING = frozenset({("EXECUTE", "")})
+
+KINDS = ("writer", "reader", "sealer", "custodian", "tenant_reader")
+
+# On an audit table. The sealer may record what it does, such as `key_added`.
+TABLE_RIGHTS: Mapping[str, frozenset[Right]] = {
+    "writer": INSERTING,
+    "reader": SELECTING,
+    "sealer": SELECTING | INSERTING,
+    "custodian": SELECTING | INSERTING,
+}
+
+# On the tables of the vault, as far as they exist in the audit table's schema. Kinds that are not named have none.
+VAULT_RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "tracevault_trees": {"sealer": ("SELECT", "INSERT", "UPDATE")},
+    "tracevault_leaves": {"sealer": ("SELECT", "INSERT")},
+    "tracevault_tiles": {"sealer": ("SELECT", "INSERT", "UPDATE")},
+    "tracevault_checkpoints": {"sealer": ("SELECT", "INSERT")},
+    "tracevault_anchors": {"sealer": ("SELECT", "INSERT", "UPDATE")},
+    "tracevault_erasures": {"sealer": ("SELECT",)},
+}
+
+# On the view that shows one tenant's events.
+VIEW_RIGHTS: Mapping[str, frozenset[Right]] = {"tenant_reader": SELECTING}
+
+# All functions of these names in the audit table's schema: the custodian's, and nobody else's.
+CUSTODY_FUNCTIONS = ("tracevault_prune", "tracevault_erase")
+
+# What PostgreSQL sets by default, so that nobody may set it: whoever could would forge when a row was stored.
+UNSETTABLE = tuple(name for name, stored in BY_NAME.items() if stored.column.default is not None)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The names of the roles, None for one that is not wanted. One role may be of several kinds."""
+
+    writer: str | None = None
+    reader: str | None = None
+    sealer: str | None = None
+    custodian: str | None = None
+    tenant_reader: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return each name once."""
+        return tuple(dict.fromkeys(name for kind in KINDS if (name := getattr(self, kind)) is not None))
+
+    def wanted(self, rights: Mapping[str, frozenset[Right]]) -> dict[str, frozenset[Right]]:
+        """Return what each role is to have, given what each kind is."""
+        result: dict[str, frozenset[Right]] = {name: frozenset() for name in self.names}
+        for kind, granted in rights.items():
+            name = getattr(self, kind)
+            if name is not None:
+                result[name] |= granted
+        return result
+
+
+def check_role_name(value: str, option: str) -> str:
+    """Return ``value`` if it can name a role: 1-63 bytes of UTF-8, and no name that PostgreSQL keeps for itself.
+
+    Raises `ConfigError`. Source: PostgreSQL, CREATE ROLE.
+    """
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= MAX_ROLE_NAME or "\0" in value:
+        raise ConfigError(f"`{option}`: the name of a role has 1 to {MAX_ROLE_NAME} bytes of UTF-8", field=option)
+    if value in {"public", "none"} or value.startswith("pg_"):
+        raise ConfigError(f"`{option}`: the name {value} is PostgreSQL's own; choose another", field=option)
+    return value
+
+
+def vault_rights(table: str) -> dict[str, frozenset[Right]]:
+    """Return the rights of each kind on a table of the vault."""
+    return {kind: frozenset((word, "") for word in words) for kind, words in VAULT_RIGHTS[table].items()}
+
+
+def identifier(name: str) -> str:
+    """Return a name quoted, as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def shown(name: str | None) -> str:
+    """Return a role for a person, who may paste it into SQL: quoted where it has to be; None is PUBLIC."""
+    if name is None:
+        return "PUBLIC"
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else identifier(name)
+
+
+def literal(text: str) -> str:
+    """Return a text as a literal of SQL, whatever ``standard_conforming_strings`` is."""
+    quoted = "'" + text.replace("'", "''") + "'"
+    return " E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
+
+
+def described(rights: Iterable[Right]) -> str:
+    """Return rights as GRANT and REVOKE take them: ``SELECT, INSERT (id, event)``."""
+    columns: dict[str, list[str]] = {}
+    order = [*INSERT_COLUMNS]
+    for word, column in sorted(
+        rights, key=lambda right: (right[0], order.index(right[1]) if right[1] in order else 99)
+    ):
+        columns.setdefault(word, []).append(column)
+    return ", ".join(
+        word if "" in names else f"{word} ({', '.join(map(_plain, names))})" for word, names in columns.items()
+    )
+
+
+def summary(rights: frozenset[Right]) -> str:
+    """Return rights like `described`, without naming all columns of an event."""
+    if rights >= INSERTING:
+        others = described(rights - INSERTING)
+        return f"INSERT ({len(INSERTING)} columns)" + (f", {others}" if others else "")
+    return described(rights)
+
+
+def _plain(column: str) -> str:
+    return column if column in BY_NAME else identifier(column)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One table, partition, view or function, and what anybody but its owner may do with it; None is PUBLIC.
+
+    ``kind`` is one of those in `GRANTS`; ``sql`` is what stands after ON in GRANT.
+    """
+
+    kind: str
+    name: str
+    sql: str
+    granted: Mapping[str | None, frozenset[Right]]
+
+    @property
+    def rights(self) -> Mapping[str, frozenset[Right]]:
+        """Return what each kind of role is to have on it."""
+        match self.kind:
+            case "table":
+                return TABLE_RIGHTS
+            case "view":
+                return VIEW_RIGHTS
+            case "vault":
+                return vault_rights(self.name)
+            case "custody":
+                return {"custodian": EXECUTING}
+            case _:
+                return {}
+
+    def too_much(self, grantee: str | None) -> frozenset[Right]:
+        """Return which of the grantee's rights no kind of role has. Anybody may be let read, but not PUBLIC.
+
+        INSERT on the whole table is none of them; see `sets_too_much`.
+        """
+        held = self.granted.get(grantee, frozenset())
+        if grantee is None:
+            return held
+        allowed = frozenset[Right]().union(SELECTING, *self.rights.values())
+        if self.kind in {"table", "partition"}:
+            allowed |= {("INSERT", ""), *TABLE_RIGHTS["writer"]}
+        return frozenset(right for right in held - allowed if right[0] != "SELECT")
+
+    def sets_too_much(self, grantee: str | None) -> bool:
+        """Whether a role may set columns of an audit table that are PostgreSQL's to set."""
+        return self.kind == "table" and grantee is not None and ("INSERT", "") in self.granted.get(grantee, ())
+
+
+# --- the view of a tenant's readers -------------------------------------------------------------------------
+
+
+def tenant_view(table: str) -> str:
+    """Return the name of the view that shows one tenant's events: ``{table}_tenant``."""
+    return companion(table, "_tenant")
+
+
+def view_query(table: str) -> str:
+    """Return the query of the view; ``table`` is quoted. Without a tenant, or with an empty one, it finds nothing."""
+    columns = ", ".join(RECORD_COLUMNS)
+    return f"SELECT {columns} FROM {table} WHERE tenant_id = NULLIF(current_setting('{TENANT}', true), '')"
+
+
+def _define_view(table: str) -> str:
+    """Return the block that makes the view, which belongs to the table's owner and reads the table as him.
+
+    So its readers need no right on the table; ``security_invoker`` would ask them for one.
+    """
+    view = f'"{tenant_view(table)}"'
+    return _block(
+        f"""DECLARE
+  place text;
+  owner text;
+  query text;
+BEGIN
+  SELECT quote_ident(n.nspname::text), quote_ident(pg_get_userbyid(c.relowner)::text) INTO STRICT place, owner
+  FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+  WHERE c.oid = '"{table}"'::regclass;
+  query := ' WITH (security_barrier = true) AS ' || replace({literal(view_query("{table}"))},
+    '{{table}}', place || '."{table}"');
+  BEGIN
+    EXECUTE 'CREATE OR REPLACE VIEW ' || place || '.{view}' || query;
+  EXCEPTION WHEN invalid_table_definition THEN  -- a view with other columns
+    EXECUTE 'DROP VIEW ' || place || '.{view}';
+    EXECUTE 'CREATE VIEW ' || place || '.{view}' || query;
+  END;
+  EXECUTE 'ALTER VIEW ' || place || '.{view} OWNER TO ' || owner;
+END"""
+    )
+
+
+# --- what is found -----------------------------------------------------------------------------------------
+
+# For $1, the table's quoted name: each thing that concerns the log, and each right that anybody but its owner has on
+# it; a thing without any has one row. The kinds: table, partition, view, vault, custody (a function).
+GRANTS = """
+WITH audited AS (
+  SELECT c.oid, c.relname, c.relnamespace FROM pg_class c WHERE c.oid = to_regclass($1)
+), things AS (
+  SELECT 0 AS place, 'table' AS kind, oid FROM audited
+  UNION ALL
+  SELECT 1, 'partition', t.relid FROM audited a, pg_partition_tree(a.oid) t WHERE t.relid <> a.oid
+  UNION ALL
+  SELECT 2, CASE c.relname WHEN $2 THEN 'view' ELSE 'vault' END, c.oid
+  FROM audited a JOIN pg_class c ON c.relnamespace = a.relnamespace AND c.relname = ANY($3::text[] || $2::text)
+), named AS (
+  SELECT t.place, t.kind, c.relname::text AS name, quote_ident(n.nspname::text) || '.' || quote_ident(c.relname::text)
+    AS sql, c.relowner, g.grantee, g.privilege_type, g.is_grantable, g.attname
+  FROM things t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN LATERAL (
+    SELECT x.*, '' AS attname FROM aclexplode(c.relacl) x
+    UNION ALL
+    SELECT x.*, a.attname::text FROM pg_attribute a, aclexplode(a.attacl) x WHERE a.attrelid = c.oid
+  ) AS g ON g.grantee <> c.relowner
+  UNION ALL
+  SELECT 3, 'custody', p.proname::text, 'FUNCTION ' || p.oid::regprocedure, p.proowner, x.grantee, x.privilege_type,
+    x.is_grantable, ''
+  FROM audited a JOIN pg_proc p ON p.pronamespace = a.relnamespace AND p.proname = ANY($4::text[])
+  LEFT JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x ON x.grantee <> p.proowner
+)
+SELECT kind, name, sql, r.rolname::text,
+  privilege_type || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END, attname
+FROM named LEFT JOIN pg_roles r ON r.oid = grantee
+ORDER BY place, name, 3, 4 NULLS FIRST
+"""
+
+# For $1, the table's quoted name, $2, names of roles, and $3, the signature of the function that compares: for each
+# role whether it exists, may do anything to the table, finds it, and may ask the function.
+ROLES = """
+SELECT given.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, c.relowner, 'MEMBER'), false),
+  coalesce(has_schema_privilege(r.oid, n.oid, 'USAGE'), false),
+  coalesce(has_function_privilege(r.oid, to_regprocedure(quote_ident(n.nspname::text) || '.' || $3)::oid, 'EXECUTE'),
+    to_regprocedure(quote_ident(n.nspname::text) || '.' || $3) IS NULL)
+FROM unnest($2::text[]) WITH ORDINALITY AS given (name, place)
+JOIN pg_class c ON c.oid = to_regclass($1)
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_roles r ON r.rolname = given.name
+ORDER BY given.place
+"""
+
+# For $1, names of roles (NULL: the owner of table $2): each with its members, by whatever way, superusers left out.
+MEMBERS = """
+SELECT given.name, quote_ident(m.rolname::text)
+FROM unnest($1::text[]) AS given (name)
+JOIN pg_class c ON c.oid = to_regclass($2)
+JOIN pg_roles r ON r.rolname = given.name OR given.name IS NULL AND r.oid = c.relowner
+JOIN pg_roles m ON m.oid <> r.oid AND m.oid <> c.relowner AND NOT m.rolsuper AND pg_has_role(m.oid, r.oid, 'MEMBER')
+ORDER BY 1, 2
+"""
+
+# For $1, the table's quoted name, and $2, the view's name: whether there is anything of that name, whether it is such
+# a view on the table and of its owner, its columns, and its query as PostgreSQL prints it.
+VIEW = """
+SELECT v.relkind = 'v' AND v.relowner = c.relowner AND v.reloptions = ARRAY['security_barrier=true'] AND EXISTS (
+    SELECT FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+    WHERE w.ev_class = v.oid AND d.refobjid = c.oid), pg_get_viewdef(v.oid)
+FROM pg_class c JOIN pg_class v ON v.relnamespace = c.relnamespace AND v.relname = $2
+WHERE c.oid = to_regclass($1)
+"""
+
+
+def is_tenant_view(table: str, printed: str) -> bool:
+    """Whether a query, as PostgreSQL prints it, is that of the view of ``table``."""
+    return _normal(printed) == _normal(view_query(table))
+
+
+def _normal(query: str) -> str:
+    """Strip what versions of PostgreSQL print in different ways: casts, brackets, quotes, blanks, qualifications."""
+    return re.sub(r'::[a-z ]+|[()\s;"]', "", re.sub(r'(?:"(?:[^"]|"")+"|\w+)\.', "", query))
+
+
+# --- the script ---------------------------------------------------------------------------------------------
+
+
+def statements(roles: Roles, tables: Iterable[str]) -> list[str]:
+    """Return what guards ``tables`` and gives ``roles`` their rights, and none beyond; each may run again.
+
+    They belong in one transaction: rights are taken away before they are given.
+    """
+    result = ["SET LOCAL lock_timeout = '2s'"]
+    result += [_refuse_owners(table, roles.names) for table in tables if roles.names]
+    result += [_create_role(name) for name in roles.names]
+    for table in tables:
+        result.append(guards.install(table))
+        if roles.tenant_reader is not None:
+            result.append(_define_view(table))
+        result += _table_rights(roles, table)
+        result.append(_beside_table(roles, table))
+    return result
+
+
+def script(roles: Roles, tables: Iterable[str]) -> str:
+    """Return `statements` as a script for psql."""
+    return "".join(f"{statement};\n\n" for statement in ("BEGIN", *statements(roles, tables), "COMMIT"))
+
+
+def _block(code: str) -> str:
+    """Return a DO block; no name of a role can end it."""
+    tag = "tracevault"
+    while f"${tag}$" in code:
+        tag += "_"
+    return f"DO ${tag}$\n{code}\n${tag}$"
+
+
+def _create_role(name: str) -> str:
+    return _block(
+        f"""BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {literal(name)}) THEN
+    CREATE ROLE {identifier(name)} NOLOGIN;
+  END IF;
+END"""
+    )
+
+
+def _refuse_owners(table: str, names: Iterable[str]) -> str:
+    """Return a block that fails where a role could do anything to the table all the same."""
+    return _block(
+        f"""DECLARE
+  mighty name;
+BEGIN
+  SELECT r.rolname INTO mighty FROM pg_catalog.pg_class AS c, pg_catalog.pg_roles AS r
+  WHERE c.oid = '"{table}"'::regclass AND r.rolname IN ({", ".join(map(literal, names))})
+    AND pg_has_role(r.oid, c.relowner, 'MEMBER');
+  IF FOUND THEN
+    RAISE EXCEPTION USING MESSAGE = 'role ' || quote_ident(mighty::text) || ' is a superuser, or owns the table'
+      ' "{table}", or is a member of its owner, so it may do anything to it', HINT = 'Choose another role.';
+  END IF;
+END"""
+    )
+
+
+def _grantees(roles: Roles) -> str:
+    return ", ".join(["PUBLIC", *map(identifier, roles.names)])
+
+
+def _table_rights(roles: Roles, table: str) -> list[str]:
+    result = [f'REVOKE ALL ON "{table}" FROM {_grantees(roles)} CASCADE']
+    for name, rights in roles.wanted(TABLE_RIGHTS).items():
+        if rights:
+            result.append(f'GRANT {described(rights)} ON "{table}" TO {identifier(name)}')
+    return result
+
+
+def _beside_table(roles: Roles, table: str) -> str:
+    """Return the block for partitions, the vault's tables, functions and schema: for what there is of them."""
+    revoked = literal(f" FROM {_grantees(roles)} CASCADE")
+    beside = _rights_on(roles, tenant_view(table), VIEW_RIGHTS)
+    beside += "".join(_rights_on(roles, name, vault_rights(name)) for name in VAULT_RIGHTS)
+    custodian = "" if roles.custodian is None else f"\n    EXECUTE {_execute_to(roles.custodian)};"
+    return _block(
+        f"""DECLARE
+  audited regclass DEFAULT '"{table}"'::regclass;
+  place text;
+  home oid;
+  thing text;
+BEGIN
+  SELECT quote_ident(n.nspname::text), n.oid INTO STRICT place, home
+  FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+  WHERE c.oid = audited;
+  FOR thing IN SELECT relid::regclass FROM pg_partition_tree(audited) WHERE relid <> audited LOOP
+    EXECUTE 'REVOKE ALL ON ' || thing || {revoked};
+  END LOOP;{beside}
+  FOR thing IN
+    SELECT oid::regprocedure FROM pg_catalog.pg_proc
+    WHERE pronamespace = home AND proname IN ({", ".join(map(literal, CUSTODY_FUNCTIONS))})
+  LOOP
+    EXECUTE 'REVOKE ALL ON FUNCTION ' || thing || {revoked};{custodian}
+  END LOOP;{"" if roles.writer is None else _compare_rights(roles.writer, table)}{"".join(map(_usage, roles.names))}
+END"""
+    )
+
+
+def _compare_rights(writer: str, table: str) -> str:
+    return f"""
+  -- PUBLIC may, unless default privileges took that away.
+  thing := to_regprocedure(place || '.{signature(table)}');
+  IF NOT has_function_privilege({literal(writer)}::name, to_regprocedure(thing)::oid, 'EXECUTE') THEN
+    EXECUTE {_execute_to(writer)};
+  END IF;"""
+
+
+def _usage(name: str) -> str:
+    return f"""
+  IF NOT has_schema_privilege({literal(name)}::name, home, 'USAGE') THEN
+    EXECUTE 'GRANT USAGE ON SCHEMA ' || place || {_to(name)};
+  END IF;"""
+
+
+def _execute_to(name: str) -> str:
+    return f"'GRANT EXECUTE ON FUNCTION ' || thing || {_to(name)}"
+
+
+def _to(name: str) -> str:
+    return literal(f" TO {identifier(name)}")
+
+
+def _rights_on(roles: Roles, name: str, rights: Mapping[str, frozenset[Right]]) -> str:
+    grants = "".join(
+        f"\n    EXECUTE 'GRANT {described(wanted)} ON ' || thing || {_to(role)};"
+        for role, wanted in roles.wanted(rights).items()
+        if wanted
+    )
+    return f"""
+  thing := to_regclass(place || '."{name}"');
+  IF thing IS NOT NULL THEN
+    EXECUTE 'REVOKE ALL ON ' || thing || {literal(f" FROM {_grantees(roles)} CASCADE")};{grants}
+  END IF;"""
