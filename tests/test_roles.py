@@ -230,19 +230,32 @@ def test_a_right_that_it_cannot_revoke_is_named(cli: Cli, ready_dsn: str, make_n
 
 
 @one_server
-def test_functions_of_another_owner_are_named(cli: Cli, ready_dsn: str, make_names: MakeNames) -> None:
+def test_functions_of_another_owner_are_not_the_custodian_s(cli: Cli, ready_dsn: str, make_names: MakeNames) -> None:
     names = make_names("custodian", "owner")
     custodian, owner = names.values()
-    rows(ready_dsn, f"CREATE ROLE {custodian}; CREATE ROLE {owner} LOGIN; {CUSTODY}")
+    rows(ready_dsn, f"CREATE ROLE {owner} LOGIN; {CUSTODY}")
     rows(ready_dsn, f"ALTER TABLE audit_logs OWNER TO {owner}; ALTER SCHEMA public OWNER TO {owner}")
-    command = ["roles", "--dsn", make_conninfo(ready_dsn, user=owner), "--custodian", custodian]
+    command = ["roles", "--dsn", ready_dsn, "--custodian", custodian]
+    assert "EXECUTE" not in cli(*command).out
+    rows(ready_dsn, f"ALTER FUNCTION tracevault_prune OWNER TO {owner}")
     done = cli(*command)
-    assert done.code == 1
-    assert "not done: audit_logs: revoke EXECUTE on tracevault_prune from PUBLIC" in done.err
-    assert "audit_logs: set the guard (TRUNCATE is not guarded)" in done.out
-    for name in ("tracevault_prune", "tracevault_erase"):
-        rows(ready_dsn, f"ALTER FUNCTION {name} OWNER TO {owner}")
-    assert cli(*command).code == 0
+    assert f"audit_logs: grant EXECUTE on tracevault_prune to {custodian}" in done.out
+    assert "tracevault_erase" not in done.out
+    query = "SELECT has_function_privilege(%s, %s, 'EXECUTE')"
+    assert rows(ready_dsn, query, custodian, "tracevault_prune(text)") == [(True,)]
+    assert rows(ready_dsn, "SELECT proacl IS NULL FROM pg_proc WHERE proname = 'tracevault_erase'") == [(True,)]
+
+
+@one_server
+def test_the_owner_needs_no_superuser(cli: Cli, ready_dsn: str, make_names: MakeNames) -> None:
+    names = make_names("owner", *KINDS)
+    owner = names.pop("owner")
+    rows(ready_dsn, f"CREATE ROLE {owner} LOGIN CREATEROLE; ALTER SCHEMA public OWNER TO {owner}")
+    rows(ready_dsn, f"ALTER TABLE audit_logs OWNER TO {owner}; ALTER FUNCTION audit_logs_compare OWNER TO {owner}")
+    own = make_conninfo(ready_dsn, user=owner)
+    rows(own, VAULT + CUSTODY)
+    assert cli("roles", "--dsn", own, *names.options).code == 0
+    assert cli("roles", "--check", "--dsn", own, *names.options) == (0, "audit_logs: nothing to do\n", "")
 
 
 def test_it_waits_for_writers_without_stopping_them(cli: Cli, ready_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +408,8 @@ def test_doctor_names_who_may_do_too_much(cli: Cli, ready_dsn: str, make_names: 
         f"GRANT INSERT, UPDATE (data), TRIGGER ON audit_logs TO {app}; GRANT {app} TO {member};"
         f"GRANT TRUNCATE ON audit_2026_05 TO PUBLIC; GRANT DELETE ON tracevault_leaves TO {app};"
         f"ALTER TABLE audit_logs OWNER TO {owner}; GRANT {owner} TO {member};"
-        f"GRANT EXECUTE ON FUNCTION tracevault_erase TO {app}",
+        f"ALTER TABLE tracevault_tiles OWNER TO {app}; ALTER FUNCTION tracevault_prune OWNER TO {owner};"
+        f"ALTER FUNCTION tracevault_erase OWNER TO {owner}; GRANT EXECUTE ON FUNCTION tracevault_erase TO {app}",
     )
     done = cli("doctor", "--dsn", ready_dsn)
     report = findings(done)
@@ -407,6 +421,7 @@ def test_doctor_names_who_may_do_too_much(cli: Cli, ready_dsn: str, make_names: 
         f"audit_logs: {app} has INSERT on all columns, so it may set created_at, stored_xid, payload_salt, "
         f"and so may its members {member}",
         "audit_2026_05: PUBLIC may TRUNCATE",
+        f"tracevault_tiles: it belongs to {app} and not to the owner of audit_logs, so he may change it",
         f"tracevault_leaves: {app} may DELETE, and so may its members {member}",
         "tracevault_prune: PUBLIC may EXECUTE",
         f"tracevault_erase: PUBLIC, {app} may run it; one role should, the custodian",
@@ -419,6 +434,7 @@ def test_doctor_names_who_may_do_too_much(cli: Cli, ready_dsn: str, make_names: 
         if line.strip().startswith("REVOKE"):
             rows(ready_dsn, line.strip())
     rows(ready_dsn, f"REVOKE {owner} FROM {member}; REVOKE INSERT ON audit_logs FROM {app}")
+    rows(ready_dsn, f"ALTER TABLE tracevault_tiles OWNER TO {owner}")
     assert cli("roles", "--dsn", ready_dsn).code == 0
     report = findings(cli("doctor", "--dsn", ready_dsn))
     assert ("ok", "audit_logs: no grant is more than it should be") in report

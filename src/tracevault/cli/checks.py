@@ -178,6 +178,11 @@ def _too_much(
     table: str, thing: Thing, belonging: Mapping[str | None, Sequence[str]], myself: str
 ) -> Iterator[Finding]:
     """Yield what of the grants on a thing is too much; what `_check_rights` says of ourselves is not said again."""
+    if thing.stranger is not None:
+        text = (
+            f"{thing.name}: it belongs to {shown(thing.stranger)} and not to the owner of {table}, so he may change it"
+        )
+        yield Finding("warn", text, f"give {thing.sql} to the owner of {table}")
     for grantee in thing.granted:
         rights = thing.too_much(grantee)
         if grantee == myself and thing.kind == "table":

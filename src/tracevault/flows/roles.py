@@ -54,9 +54,9 @@ def look(table: str) -> Flow[Access]:
 def look_at_grants(table: str) -> Flow[Access]:
     """Return who may do what to a table of ours."""
     found = yield Query(GRANTS, (identifier(table), tenant_view(table), list(VAULT_RIGHTS), list(CUSTODY_FUNCTIONS)))
-    things: dict[tuple[str, str, str], dict[str | None, set[Right]]] = {}
-    for kind, name, sql, grantee, word, column in found.rows:
-        granted = things.setdefault((kind, name, sql), {})
+    things: dict[tuple[str, str, str, str | None], dict[str | None, set[Right]]] = {}
+    for kind, name, sql, grantee, word, column, stranger in found.rows:
+        granted = things.setdefault((kind, name, sql, stranger), {})
         if word is not None:
             granted.setdefault(grantee, set()).add((word, column))
     faults = yield Query(guards.FAULTS, (identifier(table), guards.BODY))

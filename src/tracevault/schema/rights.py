@@ -43,7 +43,8 @@ VAULT_RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 # On the view that shows one tenant's events.
 VIEW_RIGHTS: Mapping[str, frozenset[Right]] = {"tenant_reader": SELECTING}
 
-# All functions of these names in the audit table's schema: the custodian's, and nobody else's.
+# The functions of these names, in the audit table's schema and of its owner: the custodian's, and nobody else's. One of
+# another owner could run anything as the custodian, so nothing is granted on it.
 CUSTODY_FUNCTIONS = ("tracevault_prune", "tracevault_erase")
 
 # What PostgreSQL sets by default, so that nobody may set it: whoever could would forge when a row was stored.
@@ -143,12 +144,14 @@ def _plain(column: str) -> str:
 class Thing:
     """One table, partition, view or function, and what anybody but its owner may do with it; None is PUBLIC.
 
-    ``kind`` is one of those in `GRANTS`; ``sql`` is what stands after ON in GRANT.
+    ``kind`` is one of those in `GRANTS`; ``sql`` is what stands after ON in GRANT; ``stranger`` owns it, if it is
+    neither the audit table's owner nor a superuser.
     """
 
     kind: str
     name: str
     sql: str
+    stranger: str | None
     granted: Mapping[str | None, frozenset[Right]]
 
     @property
@@ -232,7 +235,7 @@ END"""
 # it; a thing without any has one row. The kinds: table, partition, view, vault, custody (a function).
 GRANTS = """
 WITH audited AS (
-  SELECT c.oid, c.relname, c.relnamespace FROM pg_class c WHERE c.oid = to_regclass($1)
+  SELECT c.oid, c.relname, c.relnamespace, c.relowner FROM pg_class c WHERE c.oid = to_regclass($1)
 ), things AS (
   SELECT 0 AS place, 'table' AS kind, oid FROM audited
   UNION ALL
@@ -252,13 +255,15 @@ WITH audited AS (
   UNION ALL
   SELECT 3, 'custody', p.proname::text, 'FUNCTION ' || p.oid::regprocedure, p.proowner, x.grantee, x.privilege_type,
     x.is_grantable, ''
-  FROM audited a JOIN pg_proc p ON p.pronamespace = a.relnamespace AND p.proname = ANY($4::text[])
+  FROM audited a JOIN pg_proc p ON p.pronamespace = a.relnamespace AND p.proowner = a.relowner
+    AND p.proname = ANY($4::text[])
   LEFT JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x ON x.grantee <> p.proowner
 )
-SELECT kind, name, sql, r.rolname::text,
-  privilege_type || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END, attname
-FROM named LEFT JOIN pg_roles r ON r.oid = grantee
-ORDER BY place, name, 3, 4 NULLS FIRST
+SELECT kind, named.name, sql, r.rolname::text,
+  privilege_type || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END, attname,
+  CASE WHEN named.relowner <> audited.relowner AND NOT o.rolsuper THEN o.rolname::text END
+FROM audited CROSS JOIN named JOIN pg_roles o ON o.oid = named.relowner LEFT JOIN pg_roles r ON r.oid = grantee
+ORDER BY place, named.name, 3, 4 NULLS FIRST
 """
 
 # For $1, the table's quoted name, $2, names of roles, and $3, the signature of the function that compares: for each
@@ -389,9 +394,10 @@ def _beside_table(roles: Roles, table: str) -> str:
   audited regclass DEFAULT '"{table}"'::regclass;
   place text;
   home oid;
+  master oid;
   thing text;
 BEGIN
-  SELECT quote_ident(n.nspname::text), n.oid INTO STRICT place, home
+  SELECT quote_ident(n.nspname::text), n.oid, c.relowner INTO STRICT place, home, master
   FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
   WHERE c.oid = audited;
   FOR thing IN SELECT relid::regclass FROM pg_partition_tree(audited) WHERE relid <> audited LOOP
@@ -399,7 +405,7 @@ BEGIN
   END LOOP;{beside}
   FOR thing IN
     SELECT oid::regprocedure FROM pg_catalog.pg_proc
-    WHERE pronamespace = home AND proname IN ({", ".join(map(literal, CUSTODY_FUNCTIONS))})
+    WHERE pronamespace = home AND proowner = master AND proname IN ({", ".join(map(literal, CUSTODY_FUNCTIONS))})
   LOOP
     EXECUTE 'REVOKE ALL ON FUNCTION ' || thing || {revoked};{custodian}
   END LOOP;{"" if roles.writer is None else _compare_rights(roles.writer, table)}{"".join(map(_usage, roles.names))}
