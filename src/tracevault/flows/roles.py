@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tracevault.errors import DriverError, MigrationError
@@ -66,8 +66,17 @@ def look_at_grants(table: str) -> Flow[Access]:
             Thing(*key, {grantee: frozenset(rights) for grantee, rights in granted.items()})
             for key, granted in things.items()
         ),
-        tuple((part, fault) for part, fault in faults.rows),
+        tuple(_grouped((part, fault) for part, fault in faults.rows)),
     )
+
+
+def _grouped(faults: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield each fault once, of the first table or partition that has it; there may be hundreds."""
+    parts: dict[str, list[str]] = {}
+    for part, fault in faults:
+        parts.setdefault(fault, []).append(part)
+    for fault, names in parts.items():
+        yield names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", fault
 
 
 def members(table: str, names: Sequence[str | None]) -> Flow[dict[str | None, list[str]]]:
