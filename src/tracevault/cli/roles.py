@@ -10,7 +10,8 @@ from tracevault.cli.options import dsn_option
 from tracevault.cli.output import visible, write_lines
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.postgres.roles import differences, establish
-from tracevault.schema.rights import Roles, check_role_name, script
+from tracevault.schema.grants import script
+from tracevault.schema.rights import Roles, check_role_name
 
 
 @click.command()

@@ -10,6 +10,7 @@ from tracevault.flows import Flow, Query
 from tracevault.flows.migrate import plan
 from tracevault.schema import guards
 from tracevault.schema.comparison import signature
+from tracevault.schema.grants import statements
 from tracevault.schema.rights import (
     CUSTODY_FUNCTIONS,
     GRANTS,
@@ -23,7 +24,6 @@ from tracevault.schema.rights import (
     identifier,
     is_tenant_view,
     shown,
-    statements,
     summary,
     tenant_view,
 )
