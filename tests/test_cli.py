@@ -137,7 +137,8 @@ def test_help_lists_every_command(cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
     assert listed == [
-        *("demo", "emit", "find", "get", "count", "migrate", "roles", "doctor", "spool", "init-sql", "sql-path")
+        *("demo", "emit", "find", "get", "count", "migrate", "roles", "doctor", "spool"),
+        *("keygen", "seal", "status", "verify", "prune", "erase", "init-sql", "sql-path"),
     ]
 
 

@@ -16,11 +16,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest import rows
 from tests.docs.test_snippets import _PATH
 from tests.faces import OpenVault
+from tests.sealed import Sealed
 from tests.servers import one_server
 from tests.test_cli import Cli, cli, findings
+from tests.test_custody import Sealing, fill
 from tests.test_ddl import in_schema
 from tests.test_guards import INSERT, PARTITIONED
-from tracevault import DuplicateIdError, generate_init_sql
+from tracevault import DuplicateIdError, Verdict, generate_init_sql
 from tracevault.postgres import schema
 from tracevault.schema.rights import VAULT_RIGHTS, identifier
 
@@ -325,7 +327,8 @@ def test_reader_sealer_and_custodian(cli: Cli, ready_dsn: str, make_names: MakeN
         refused(user, *changes)
     for kind in ("reader", "sealer", "custodian"):
         assert rows(users[kind], "SELECT count(*) FROM audit_logs")[0][0] >= 1
-    refused(users["reader"], INSERT.format("audit_logs"), "SELECT FROM tracevault_leaves")
+    refused(users["reader"], INSERT.format("audit_logs"), "INSERT INTO tracevault_leaves VALUES (1)")
+    refused(users["writer"], "SELECT FROM tracevault_leaves")
     for kind in ("sealer", "custodian"):
         rows(users[kind], INSERT.format("audit_logs"))
     rows(users["sealer"], "INSERT INTO tracevault_leaves VALUES (1); UPDATE tracevault_tiles SET tree = 1")
@@ -334,6 +337,31 @@ def test_reader_sealer_and_custodian(cli: Cli, ready_dsn: str, make_names: MakeN
     assert rows(users["custodian"], call) == [(1, 1)]
     for kind in ("writer", "reader", "sealer", "tenant-reader"):
         refused(users[kind], call)
+
+
+def test_sealing_verifying_pruning_and_erasing_each_by_its_role(
+    cli: Cli, ready_dsn: str, make_names: MakeNames, tmp_path: Path
+) -> None:
+    names = make_names()
+    log = Sealed(ready_dsn, tmp_path)
+    log.seal()  # as the owner, which makes the vault's tables
+    assert cli("roles", "--dsn", ready_dsn, *names.options).code == 0
+    assert rows(ready_dsn, "SELECT count(*) FROM tracevault_trees") == [(1,)]
+    log.sealer.close()
+    log.dsn = names.login(ready_dsn, "sealer")
+    log.sealer = log.another()
+    fill(names.login(ready_dsn, "writer"))
+    assert log.seal() == 30
+    custodian = names.login(ready_dsn, "custodian")
+    with Sealing(log):
+        done = cli("prune", "--before", "2021-01-01", "--reason", "r", "--yes", "--dsn", custodian)
+        assert (done.code, done.out) == (0, "15 rows pruned\n"), done.err
+        done = cli("erase", "--target", "user/u1", "--reason", "r", "--yes", "--dsn", custodian)
+        assert (done.code, done.out) == (0, "5 rows erased\n"), done.err
+    log.dsn = names.login(ready_dsn, "reader")
+    report = log.verify()
+    assert (report.verdict, report.pruned, report.erased, report.problems) == (Verdict.OK, 15, 5, [])
+    log.close()
 
 
 def test_a_tenant_s_reader_sees_one_tenant(cli: Cli, ready_dsn: str, make_names: MakeNames) -> None:

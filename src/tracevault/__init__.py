@@ -33,6 +33,7 @@ from tracevault.event.diff import compute_diff
 from tracevault.event.event import AuditEvent
 from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
 from tracevault.event.record import Actor, AuditRecord, Target
+from tracevault.integrity.report import Report, Verdict
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
 from tracevault.vault import (
@@ -66,6 +67,7 @@ __all__ = [
     "ProofError",
     "QueueFullError",
     "Receipt",
+    "Report",
     "RollbackError",
     "Scope",
     "SealError",
@@ -76,6 +78,7 @@ __all__ = [
     "TracevaultError",
     "UndeliveredError",
     "ValidationError",
+    "Verdict",
     "compute_diff",
     "generate_init_sql",
     "mask",

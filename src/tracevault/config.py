@@ -33,6 +33,7 @@ _SCOPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 WRITE_URL = "DATABASE_URL_WRITE"
 READ_URL = "DATABASE_URL_READ"
+SIGNING_KEY = "TRACEVAULT_SIGNING_KEY"
 
 
 def _option(default: Any, help: str, *, secret: bool = False, env: str | None = None) -> Any:  # noqa: A002
@@ -112,6 +113,12 @@ class Config:
         "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
     )
 
+    seal: Mapping[str, Any] | None = _option(
+        None,
+        'seals the tables in a thread of this process: `{"key": FILE, "anchors": ["file:PATH", ...]}`; see '
+        "docs/integrity.md",
+    )
+
     def __post_init__(self) -> None:
         """Check every option; freeze what is mutable."""
         for check in _CHECKS:
@@ -166,6 +173,16 @@ def option_docs() -> list[OptionDoc]:
 def environment_urls() -> tuple[str | None, str | None]:
     """Return ``DATABASE_URL_WRITE`` and ``DATABASE_URL_READ``, for the command line. Blank counts as unset."""
     return os.environ.get(WRITE_URL, "").strip() or None, os.environ.get(READ_URL, "").strip() or None
+
+
+def signing_key() -> str | None:
+    """Return what ``TRACEVAULT_SIGNING_KEY`` holds: the text of a key file. Blank counts as unset."""
+    return os.environ.get(SIGNING_KEY, "").strip() or None
+
+
+def command_environment(**added: str) -> dict[str, str]:
+    """Return the environment for a command of the operator's: this process's without the signing key."""
+    return {**{name: value for name, value in os.environ.items() if name != SIGNING_KEY}, **added}
 
 
 def check_table_name(value: object, field: str = "table_name") -> str:
@@ -377,6 +394,33 @@ def _check_spool(config: Config) -> None:
     _set(config, "spool", os.path.abspath(os.path.expanduser(os.fspath(config.spool))))
 
 
+_SEAL_NUMBERS = ("every_ms", "anchor_every_s", "heartbeat_s")
+SEAL_OPTIONS = ("key", "state", "anchors", *_SEAL_NUMBERS)
+
+
+def _check_seal(config: Config) -> None:
+    options = config.seal
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(f'`seal` must be a mapping: {{"key": "seal.key"}}, got {_shown(options)}', field="seal")
+    for name, value in options.items():
+        field = f"seal.{_printable(name)}"
+        if name in ("key", "state"):
+            if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+                raise ConfigError(f"`{field}` must be the path of a file, got {_shown(value)}", field=field)
+        elif name == "anchors":
+            if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+                raise ConfigError(f'`{field}` must be a list such as ["file:/mnt/anchors/log"]', field=field)
+        elif name in _SEAL_NUMBERS:
+            most = 3_600_000 if name == "every_ms" else 366 * 86_400
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= most:
+                raise ConfigError(f"`{field}` must be a number from 1 to {most:,}, got {_shown(value)}", field=field)
+        else:
+            raise ConfigError(f"`{field}` is not an option of `seal`; known are {', '.join(SEAL_OPTIONS)}", field=field)
+    _set(config, "seal", MappingProxyType(dict(options)))
+
+
 def _set(config: Config, name: str, value: object) -> None:
     object.__setattr__(config, name, value)
 
@@ -394,5 +438,6 @@ _CHECKS = cast(
         _check_callables,
         _check_numbers,
         _check_spool,
+        _check_seal,
     ),
 )

@@ -13,9 +13,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Lock
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from uuid import UUID
 
 from psycopg import Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -25,6 +26,7 @@ from tracevault.errors import (
     ConfigError,
     DriverError,
     OutcomeUnknownError,
+    SealError,
     TracevaultError,
     UndeliveredError,
     ValidationError,
@@ -32,8 +34,9 @@ from tracevault.errors import (
 from tracevault.event.mask import masked_names
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings
-from tracevault.event.rules import got, nearest
+from tracevault.event.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
+from tracevault.flows.seal import sealed_as
 from tracevault.flows.write import insert, insert_many, needs_transaction
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
 from tracevault.postgres.failures import Place
@@ -55,6 +58,11 @@ from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, read, read_async, store, store_async
 from tracevault.writer.stats import Counters, Stats
 
+if TYPE_CHECKING:
+    from tracevault.integrity.report import Report
+    from tracevault.sealing.service import SealingThread
+    from tracevault.sealing.verify import Progress
+
 _log = logging.getLogger("tracevault")
 
 T = TypeVar("T")
@@ -68,6 +76,8 @@ _OTHER_LOOPS = 4
 _LONGEST = 366 * 86_400.0
 # Seconds that a pool's idle helpers may take to end, when nothing else is left of close()'s time.
 _PATIENCE = 0.2
+# Seconds between looks whether an event is sealed.
+_SEAL_LOOK = 0.05
 _START = Place("starting")
 
 
@@ -107,6 +117,7 @@ class _Engine:
         self._target: str | None = None
         self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
         self._direct = 0  # sync emits that are being written without the writer
+        self._sealing: SealingThread | None = None
 
     @property
     def writer(self) -> BackgroundWriter:
@@ -134,6 +145,33 @@ class _Engine:
         """Note how background writers connect, and where to."""
         self._connect = writer_connect(self.config, conninfo)
         self._target = target_of(conninfo if conninfo is not None else self.config.pool.conninfo)
+
+    def _start_sealing(self) -> None:
+        """Begin to seal, if the options say so: in this process alone, whatever it forks."""
+        if self.config.seal is None:
+            return
+        from tracevault.sealing.service import SealingThread  # noqa: PLC0415 - `import tracevault` need not wait
+
+        self._sealing = SealingThread(self._connect, list(dict.fromkeys(self.tables.values())), self.config.seal)
+        self._sealing.start()
+
+    def _stop_sealing(self, seconds: float) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None and sealing.pid == os.getpid():
+            sealing.close(max(_PATIENCE, seconds))
+
+    def verify(
+        self, table: str, keys: Sequence[str], anchors: Sequence[str], progress: Progress | None = None
+    ) -> Report:
+        """Verify a table's log over a connection of its own."""
+        from tracevault.sealing.trust import trust_of  # noqa: PLC0415 - `import tracevault` need not wait for it
+        from tracevault.sealing.verify import origin_of, verify  # noqa: PLC0415
+
+        self.check_open()
+        with closing(self._connect()) as connection:
+            connection.execute("SET statement_timeout TO 0")  # a log is as long as it is
+            trust = trust_of(keys, anchors, origin=origin_of(connection, table))
+            return verify(connection, table, trust, progress=progress or (lambda _done, _all: None))
 
     def _alone(self) -> bool:
         """Whether no other sync emit is under way: then a write of its own is quickest, else a common one is."""
@@ -275,6 +313,7 @@ class AsyncEngine(_Engine):
         for pool in self._own_pools:
             await pool.open()
         self._writers.get()
+        await asyncio.to_thread(self._start_sealing)
 
     async def _ensure_schema(self, conninfo: str | None) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
@@ -363,6 +402,14 @@ class AsyncEngine(_Engine):
             )
         return await read_async(*self._read, flow, place, self.config.timeout)
 
+    async def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
+        deadline = time.monotonic() + self.seconds(timeout)
+        while True:
+            index = await self.read(lambda: sealed_as(table, uuid(id_, "id")), Place("reading seals"))
+            if index is not None:
+                return index
+            await asyncio.sleep(_until_sealed(deadline))
+
     async def flush(self, timeout: float | None) -> None:
         self.check_open()
         await self.writer.flush_async(self.seconds(timeout))
@@ -412,10 +459,12 @@ class AsyncEngine(_Engine):
             await self._let_go(deadline - time.monotonic())
 
     def _close_blocking(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         try:
             self.writer.close(seconds)
         except UndeliveredError as error:
             self._undelivered = error
+        self._stop_sealing(deadline - time.monotonic())
         other_loops = self._other_loops.existing()
         if other_loops is not None:
             other_loops[0].close(_PATIENCE)
@@ -474,6 +523,7 @@ class BlockingEngine(_Engine):
                 self._ensure_schema()
             self._pools.get()
             self._writers.get()
+            self._start_sealing()
         except BaseException:
             self.release()
             raise
@@ -543,6 +593,14 @@ class BlockingEngine(_Engine):
         self.check_open()
         return read(*self._pools.get()[1], flow, place, self.config.timeout)
 
+    def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
+        deadline = time.monotonic() + self.seconds(timeout)
+        while True:
+            index = self.read(lambda: sealed_as(table, uuid(id_, "id")), Place("reading seals"))
+            if index is not None:
+                return index
+            time.sleep(_until_sealed(deadline))
+
     def flush(self, timeout: float | None) -> None:
         self.check_open()
         self.writer.flush(self.seconds(timeout))
@@ -567,6 +625,7 @@ class BlockingEngine(_Engine):
             try:
                 self.writer.close(seconds)
             finally:
+                self._stop_sealing(deadline - time.monotonic())
                 pools = self._pools.existing()
                 if pools is not None and self.config.pool is None:
                     for pool, _ in pools:
@@ -586,6 +645,15 @@ def _counted(counters: Counters) -> Iterator[None]:
         counters.add(emitted=1, refused=1)
         raise
     counters.add(emitted=1)
+
+
+def _until_sealed(deadline: float) -> float:
+    """Return for how long to wait before the next look; raise `SealError` when time has run out."""
+    if time.monotonic() > deadline:
+        raise SealError(
+            "the event is not sealed yet: is a sealer running? `tracevault seal`, or the option `seal` of a vault"
+        )
+    return _SEAL_LOOK
 
 
 def _never(_replay: bool) -> bool:

@@ -7,6 +7,7 @@ the connections. Everything else is done elsewhere: events are prepared in ``eve
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
@@ -25,6 +26,7 @@ from tracevault.event.rules import got
 from tracevault.flows import Flow
 from tracevault.flows import read as read_flows
 from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
+from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
 from tracevault.schema.filters import CountFilters, FindFilters
@@ -176,6 +178,23 @@ class AsyncScope:
         if batch:
             await self._engine.emit_many(self.table, batch, self._place)
         return [Receipt(prepared.id, "database") for prepared in batch]
+
+    async def await_sealed(self, id: UUID | str, timeout: float | None = None) -> int:  # noqa: A002
+        """Wait until a signed checkpoint covers the event with this id; return the index of its leaf.
+
+        From then on nobody without the key changes it unseen. Raises `SealError` after ``timeout`` seconds (default:
+        the option ``timeout``), as where no sealer runs.
+        """
+        return await self._engine.await_sealed(self.table, id, timeout)
+
+    async def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+        """Verify the whole log of this table, in a thread, and return what was found; ``report.verdict`` sums it up.
+
+        ``keys`` are the log's verifier keys as ``tracevault keygen`` prints them, ``KEY@SIZE`` for one that was
+        revoked at a size; ``anchors`` name checkpoints outside the database: an anchor's file, folder or address.
+        Without them the verdict is at best ``CONSISTENT``. Raises `SealError` where nothing can be verified.
+        """
+        return await asyncio.to_thread(self._engine.verify, self.table, keys, anchors)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the vault's async records are stored; see `AsyncTracevault.flush`."""
@@ -393,6 +412,14 @@ class Scope:
         if batch:
             self._engine.emit_many(self.table, batch, self._place)
         return [Receipt(prepared.id, "database") for prepared in batch]
+
+    def await_sealed(self, id: UUID | str, timeout: float | None = None) -> int:  # noqa: A002
+        """Like `AsyncScope.await_sealed`."""
+        return self._engine.await_sealed(self.table, id, timeout)
+
+    def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+        """Like `AsyncScope.verify`."""
+        return self._engine.verify(self.table, keys, anchors)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the vault's async records are stored; see `Tracevault.flush`."""

@@ -38,6 +38,8 @@ class Column:
     generated: tuple[str, ...] | None = None
     """Path inside ``data`` that PostgreSQL extracts into this column (STORED)."""
     since: int = 1
+    leaf: int | None = None
+    """Tag of the field in what is hashed of a row (``integrity.leaf``): never changed, never given to another."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,31 @@ class AuditRecord:
     ``created_at`` is None only in a record that was not stored (``on_error``).
     """
 
-    id: Annotated[UUID, Column("uuid", "UUIDv7 made by `emit`, or the caller's own")]
-    event: Annotated[str, Column("character varying", "what happened: `product.price.updated`", 255)]
-    actor_id: Annotated[str | None, Column("character varying", "who did it", 512)] = None
-    actor_type: Annotated[str | None, Column("character varying", "kind of actor: `user`, `service`", 512)] = None
-    target_id: Annotated[str | None, Column("character varying", "what it was done to", 512)] = None
-    target_type: Annotated[str | None, Column("character varying", "kind of target: `product`", 512)] = None
-    data: Annotated[dict[str, Any] | None, Column("jsonb", "the event's own payload, masked")] = None
-    meta: Annotated[dict[str, Any] | None, Column("jsonb", "circumstances: address, agent, source; masked")] = None
-    mode: Annotated[Mode, Column("character varying", "how it was written: `sync` or `async`")] = "sync"
-    occurred_at: Annotated[datetime, Column("timestamp with time zone", "when it happened, by the writer's clock")]
+    id: Annotated[UUID, Column("uuid", "UUIDv7 made by `emit`, or the caller's own", leaf=2)]
+    event: Annotated[str, Column("character varying", "what happened: `product.price.updated`", 255, leaf=5)]
+    actor_id: Annotated[str | None, Column("character varying", "who did it", 512, leaf=6)] = None
+    actor_type: Annotated[str | None, Column("character varying", "kind of actor: `user`, `service`", 512, leaf=7)] = (
+        None
+    )
+    target_id: Annotated[str | None, Column("character varying", "what it was done to", 512, leaf=8)] = None
+    target_type: Annotated[str | None, Column("character varying", "kind of target: `product`", 512, leaf=9)] = None
+    data: Annotated[dict[str, Any] | None, Column("jsonb", "the event's own payload, masked", leaf=100)] = None
+    meta: Annotated[
+        dict[str, Any] | None, Column("jsonb", "circumstances: address, agent, source; masked", leaf=101)
+    ] = None
+    mode: Annotated[Mode, Column("character varying", "how it was written: `sync` or `async`", leaf=10)] = "sync"
+    occurred_at: Annotated[
+        datetime, Column("timestamp with time zone", "when it happened, by the writer's clock", leaf=3)
+    ]
     created_at: Annotated[
         datetime | None,
-        Column("timestamp with time zone", "when it was stored, by the database's clock", default="now()"),
+        Column("timestamp with time zone", "when it was stored, by the database's clock", default="now()", leaf=4),
     ] = None
-    correlation_id: Annotated[str | None, Column("character varying", "ties events of one operation", 512)] = None
-    request_id: Annotated[str | None, Column("character varying", "the request that caused it", 512)] = None
-    environment: Annotated[str | None, Column("character varying", "`production`, `staging`", 128)] = None
+    correlation_id: Annotated[str | None, Column("character varying", "ties events of one operation", 512, leaf=11)] = (
+        None
+    )
+    request_id: Annotated[str | None, Column("character varying", "the request that caused it", 512, leaf=12)] = None
+    environment: Annotated[str | None, Column("character varying", "`production`, `staging`", 128, leaf=13)] = None
     outcome: Annotated[
         str | None,
         Column("character varying(64)", "from `data.outcome`", 64, generated=("outcome",), since=2),
@@ -96,9 +106,15 @@ class AuditRecord:
         str | None,
         Column("character varying(32)", "from `data.severity`", 32, generated=("severity",), since=3),
     ] = None
-    tenant_id: Annotated[str | None, Column("character varying", "the customer it belongs to", 255, since=4)] = None
-    trace_id: Annotated[str | None, Column("character varying", "W3C trace id, 32 hex digits", 32, since=4)] = None
-    span_id: Annotated[str | None, Column("character varying", "W3C span id, 16 hex digits", 16, since=4)] = None
+    tenant_id: Annotated[
+        str | None, Column("character varying", "the customer it belongs to", 255, since=4, leaf=14)
+    ] = None
+    trace_id: Annotated[
+        str | None, Column("character varying", "W3C trace id, 32 hex digits", 32, since=4, leaf=15)
+    ] = None
+    span_id: Annotated[str | None, Column("character varying", "W3C span id, 16 hex digits", 16, since=4, leaf=16)] = (
+        None
+    )
 
     @property
     def actor(self) -> Actor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from tracevault.errors import TracevaultError
+from tracevault.event.binary import HEADER, TRAILER
 from tracevault.flows import Copy, Flow, Query, Result
 from tracevault.postgres.failures import Place, from_psycopg
 
@@ -136,6 +138,21 @@ def _copy(cursor: _Cursor, statement: Copy) -> Result:
         assert refusal is not None
         raise refusal from None
     return Result([], cursor.rowcount)
+
+
+def copied_rows(connection: Connection[Any], select: str, place: Place) -> Iterator[bytes]:
+    """Yield the rows of a SELECT as tuples of binary COPY, without decoding them."""
+    try:
+        with _Cursor(connection).copy(f"COPY ({select}) TO STDOUT (FORMAT binary)".encode()) as copy:
+            begun = False
+            for piece in copy:
+                row = bytes(piece)
+                if not begun:  # the header may come with the first row
+                    begun, row = True, row[len(HEADER) :]
+                if row and row != TRAILER:
+                    yield row
+    except psycopg.Error as error:
+        raise from_psycopg(error, place) from None
 
 
 async def _copy_async(cursor: _AsyncCursor, statement: Copy) -> Result:

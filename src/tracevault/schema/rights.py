@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from tracevault.errors import ConfigError
 from tracevault.event.record import BY_NAME, INSERT_COLUMNS, RECORD_COLUMNS
 from tracevault.schema.comparison import companion
+from tracevault.schema.custody import ERASE, PRUNE
+from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES
 
 # A right is a word of GRANT and a column, or "" for all columns.
 Right = tuple[str, str]
@@ -29,14 +31,17 @@ TABLE_RIGHTS: Mapping[str, frozenset[Right]] = {
     "custodian": SELECTING | INSERTING,
 }
 
-# On the tables of the vault, as far as they exist in the audit table's schema. Kinds that are not named have none.
+# On the tables of the vault, as far as they exist in the audit table's schema. Kinds that are not named have none. Who
+# reads the log verifies it as well, and who prunes it looks at what is anchored.
+_LOOKING = {"reader": ("SELECT",), "custodian": ("SELECT",)}
+_KEEPING = {"sealer": ("SELECT", "INSERT", "UPDATE")}
 VAULT_RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "tracevault_trees": {"sealer": ("SELECT", "INSERT", "UPDATE")},
-    "tracevault_leaves": {"sealer": ("SELECT", "INSERT")},
-    "tracevault_tiles": {"sealer": ("SELECT", "INSERT", "UPDATE")},
-    "tracevault_checkpoints": {"sealer": ("SELECT", "INSERT")},
-    "tracevault_anchors": {"sealer": ("SELECT", "INSERT", "UPDATE")},
-    "tracevault_erasures": {"sealer": ("SELECT",)},
+    TREES: {**_LOOKING, **_KEEPING},
+    LEAVES: {**_LOOKING, "sealer": ("SELECT", "INSERT")},
+    TILES: {**_LOOKING, **_KEEPING},
+    CHECKPOINTS: {**_LOOKING, **_KEEPING},
+    ANCHORS: {**_LOOKING, **_KEEPING},
+    ERASURES: {**_LOOKING, "sealer": ("SELECT",)},
 }
 
 # On the view that shows one tenant's events.
@@ -44,7 +49,7 @@ VIEW_RIGHTS: Mapping[str, frozenset[Right]] = {"tenant_reader": SELECTING}
 
 # The functions of these names, in the audit table's schema and of its owner: the custodian's, and nobody else's. One of
 # another owner could run anything as the custodian, so nothing is granted on it.
-CUSTODY_FUNCTIONS = ("tracevault_prune", "tracevault_erase")
+CUSTODY_FUNCTIONS = (PRUNE, ERASE)
 
 # What PostgreSQL sets by default, so that nobody may set it: whoever could would forge when a row was stored.
 UNSETTABLE = tuple(name for name, stored in BY_NAME.items() if stored.column.default is not None)
