@@ -21,6 +21,7 @@ from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
@@ -76,6 +77,7 @@ for _command in (
     get,
     count,
     migrate,
+    roles,
     doctor,
     spool,
     keygen,
