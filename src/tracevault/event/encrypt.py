@@ -22,13 +22,14 @@ _log = logging.getLogger("tracevault")
 ROOTS = ("data", "meta")
 DIFF_PARTS = ("before", "after", "diff")
 ANY = "*"
+_KNOWN_KEYS = 1024
 _MOST_WARNINGS = 1000
 # After so many keys that a store failed to say anything of, it is not asked for others of the same page.
 _MOST_FAILURES = 3
 
 
 class Node:
-    """A step of the paths; ``whole``: a path ends here, so the value is encrypted as it stands."""
+    """A step of the paths. ``whole``: a path ends here, so the value is encrypted as it stands."""
 
     __slots__ = ("children", "whole")
 
@@ -42,12 +43,46 @@ class Node:
             node.whole = True
 
 
-Nodes = tuple[Node, ...]
+class Front:
+    """How far the paths have come at one place of a payload: the steps that match so far, each once.
+
+    Where a key leads is remembered, so that the keys of most events are looked up and not folded.
+    """
+
+    __slots__ = ("_fronts", "_known", "nodes", "whole")
+
+    def __init__(self, nodes: tuple[Node, ...], fronts: dict[tuple[Node, ...], Front]) -> None:
+        self.nodes = nodes
+        self.whole = any(node.whole for node in nodes)
+        self._fronts = fronts
+        self._known: dict[str | int, Front | None] = {}
+
+    @classmethod
+    def of(cls, paths: Iterable[Sequence[str]]) -> Front:
+        """Return where all ``paths`` begin."""
+        return cls((Node(paths),), {})
+
+    def below(self, key: str | int) -> Front | None:
+        """Return how far the paths come at a key, or at the item of a list; None if none goes there.
+
+        A key with dots is also taken for as many keys. A path goes through a list by itself; `*`, or its number,
+        may stand for an item.
+        """
+        try:
+            return self._known[key]
+        except KeyError:
+            pass
+        nodes = self.nodes + _step(self.nodes, str(key)) if isinstance(key, int) else _step(self.nodes, fold(key))
+        nodes = tuple(dict.fromkeys(nodes))
+        front = None
+        if nodes:
+            front = self._fronts.get(nodes) or self._fronts.setdefault(nodes, Front(nodes, self._fronts))
+        if len(self._known) < _KNOWN_KEYS:
+            self._known[key] = front
+        return front
 
 
-def step(nodes: Nodes, key: str) -> Nodes:
-    """Return where the paths have come to below ``key``. A key with dots is also taken for as many keys."""
-    key = fold(key)
+def _step(nodes: tuple[Node, ...], key: str) -> tuple[Node, ...]:
     found = _children(nodes, key)
     if "." in key:
         inner = nodes
@@ -57,7 +92,7 @@ def step(nodes: Nodes, key: str) -> Nodes:
     return found
 
 
-def _children(nodes: Nodes, part: str) -> Nodes:
+def _children(nodes: tuple[Node, ...], part: str) -> tuple[Node, ...]:
     return tuple(node.children[name] for node in nodes for name in (part, ANY) if name in node.children)
 
 
@@ -116,27 +151,27 @@ class Encryption:
     def __init__(self, fields: Iterable[str], keys: KeyCache) -> None:
         paths = parse_paths(fields)
         self.keys = keys
-        self.roots: dict[str, Nodes] = {root: (Node(paths[root]),) for root in ROOTS}
-        self.diff_roots: dict[str, Nodes] = {**self.roots, "data": (Node(_in_diff(paths["data"])),)}
+        self.roots = {root: Front.of(paths[root]) for root in ROOTS}
+        in_diff = Front.of(_in_diff(paths["data"]))
+        self.diff_parts = {part: in_diff.below(part) for part in DIFF_PARTS}
 
 
 class EventCipher:
     """Encrypts the values of one event. The key is looked up, or made, when the first value needs it."""
 
-    def __init__(self, encryption: Encryption, id_: UUID, subject: str | None, *, diff: bool) -> None:
+    def __init__(self, encryption: Encryption, id_: UUID, subject: str | None) -> None:
         self.id = id_
-        self._keys = encryption.keys
-        self._roots = encryption.diff_roots if diff else encryption.roots
+        self._encryption = encryption
         self._subject = subject
 
     def walk(self, encoder: Encoder, root: str) -> EncryptingWalk:
         """Return the walk through ``data`` or ``meta``."""
-        return EncryptingWalk(encoder, self, self._roots[root], (root,))
+        return EncryptingWalk(encoder, self, self._encryption.roots[root], (root,))
 
     def diff_walks(self, encoder: Encoder) -> dict[str, EncryptingWalk]:
         """Return the walks through the parts of what `emit_diff` stores."""
-        data = self._roots["data"]
-        return {part: EncryptingWalk(encoder, self, step(data, part), ("data", part)) for part in DIFF_PARTS}
+        parts = self._encryption.diff_parts.items()
+        return {part: EncryptingWalk(encoder, self, front, ("data", part)) for part, front in parts}
 
     def seal(self, text: str, path: Path) -> str:
         """Return the envelope of a value's JSON text."""
@@ -149,28 +184,29 @@ class EventCipher:
             )
         # The canonical text, so that the same content is the same text however it was written.
         canonical = text if text[0] == '"' else jsonb_text(EXACT.decode(text))
-        return self._keys.for_subject(self._subject).seal(canonical, place_of(self.id, path))
+        return self._encryption.keys.for_subject(self._subject).seal(canonical, place_of(self.id, path))
 
 
 class EncryptingWalk(Walk):
     """Encodes a payload in which some values are to be encrypted.
 
-    ``nodes`` is where the paths have come to, ``path`` where the walk has. Off the paths it is the usual walk.
+    ``front`` is how far the paths have come, ``path`` where the walk is. Off the paths it is the usual walk.
     """
 
-    __slots__ = ("cipher", "enclosed", "nodes", "path")
+    __slots__ = ("cipher", "enclosed", "front", "path")
 
-    def __init__(self, encoder: Encoder, cipher: EventCipher, nodes: Nodes, path: Path) -> None:
+    def __init__(self, encoder: Encoder, cipher: EventCipher, front: Front | None, path: Path) -> None:
         super().__init__(encoder)
         self.cipher = cipher
-        self.nodes = nodes
+        self.front = front
         self.path = path
         self.enclosed = False
 
     def object_text(self, value: dict[Any, Any], depth: int) -> str:
-        if not self.nodes:
+        front = self.front
+        if front is None:
             return super().object_text(value, depth)
-        if any(node.whole for node in self.nodes):
+        if front.whole:
             return self.envelope(super().object_text, value, depth)
         self.enter(value, depth)
         known = self.encoder.prefixes  # of keys that are not masked
@@ -185,49 +221,48 @@ class EncryptingWalk(Walk):
                         self.check_hidden(item, depth)
                         parts.append(prefix + self.encoder.mask_text)
                         continue
-                parts.append(prefix + self.below(str.__str__(key), step(self.nodes, key), item, depth))
+                parts.append(prefix + self.below(key, front, item, depth))
         except Refused as refused:
             refused.path.append(key if isinstance(key, str) else self.key_shown(key))
             raise
         return "{" + ", ".join(parts) + "}"
 
     def array_text(self, value: list[Any] | tuple[Any, ...], depth: int) -> str:
-        nodes = self.nodes
-        if not nodes:
+        front = self.front
+        if front is None:
             return super().array_text(value, depth)
         self.enter(value, depth)
         parts: list[str] = []
         try:
             for index, item in enumerate(value):
-                # A path goes through a list by itself; `*`, or the number, may stand for the item.
-                below = tuple(dict.fromkeys(nodes + step(nodes, str(index))))
-                parts.append(self.below(index, below, item, depth))
+                parts.append(self.below(index, front, item, depth))
         except Refused as refused:
             refused.path.append(len(parts))
             raise
         return "[" + ", ".join(parts) + "]"
 
     def value_text(self, item: Any, depth: int) -> str:
-        if any(node.whole for node in self.nodes):
+        if self.front is not None and self.front.whole:
             return self.envelope(super().value_text, item, depth)
         return super().value_text(item, depth)
 
-    def below(self, key: str | int, nodes: Nodes, item: Any, depth: int) -> str:
-        """Return the text of what stands under ``key``, where the paths have come to ``nodes``."""
-        outer_nodes, outer_path = self.nodes, self.path
-        self.nodes = nodes
-        if nodes:
-            self.path = (*outer_path, key)
+    def below(self, key: str | int, front: Front, item: Any, depth: int) -> str:
+        """Return the text of what stands under ``key`` in a container to which the paths have come."""
+        path = self.path
+        self.front = front.below(key)
         try:
+            if self.front is None:
+                return super().value_text(item, depth)
+            self.path = (*path, str.__str__(key) if isinstance(key, str) else key)
             return self.value_text(item, depth)
         finally:
-            self.nodes, self.path = outer_nodes, outer_path
+            self.front, self.path = front, path
 
     def envelope(self, encode: Callable[[Any, int], str], value: Any, depth: int) -> str:
         """Return a value encrypted; None stays."""
-        outer, self.nodes, self.enclosed = self.nodes, (), True
+        outer, self.front, self.enclosed = self.front, None, True
         text = encode(value, depth)
-        self.nodes, self.enclosed = outer, False
+        self.front, self.enclosed = outer, False
         if text == "null":
             return text
         envelope = self.cipher.seal(text, self.path)

@@ -100,7 +100,7 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
     values = _merge(event, fields, DIFF_FIELDS)
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     encoder = settings.encoder
-    cipher = None if settings.encryption is None else _cipher(values, settings.encryption, diff=True)
+    cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
     walks = dict.fromkeys(("before", "after", "diff"), None) if cipher is None else cipher.diff_walks(encoder)
     sides = {side: {} if values.get(side) is None else values[side] for side in ("before", "after")}
     texts = {
@@ -245,10 +245,10 @@ def _finish(
     return Prepared(row["id"], mode, _row(row), given_id is not None, occurred_at is not None)
 
 
-def _cipher(values: Mapping[str, Any], encryption: Encryption, *, diff: bool = False) -> EventCipher:
+def _cipher(values: Mapping[str, Any], encryption: Encryption) -> EventCipher:
     given = values.get("id")
     id_ = uuid7() if given is None else rules.uuid(given, "id")
-    return EventCipher(encryption, id_, _subject(values), diff=diff)
+    return EventCipher(encryption, id_, _subject(values))
 
 
 def _subject(values: Mapping[str, Any]) -> str | None:
