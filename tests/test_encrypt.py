@@ -18,6 +18,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import rows
 from tests.faces import Face, OpenVault
@@ -32,10 +34,15 @@ from tracevault import (
     Target,
     UndeliveredError,
     ValidationError,
+    compute_diff,
     start_tracevault,
 )
 from tracevault.event import data_key
-from tracevault.event.data_key import DataKey, place_of, subject_of
+from tracevault.event.data_key import DataKey, KeyCache, place_of, subject_of
+from tracevault.event.encrypt import Decryption, Encryption
+from tracevault.event.payload import Encoder
+from tracevault.event.prepare import Settings, prepare, prepare_diff, unstored_record
+from tracevault.sealing.key_store import FunctionKeyStore
 
 ANA = {"id": "42", "type": "user"}
 EMAIL = "ana@example.org"
@@ -85,13 +92,13 @@ def test_values_are_stored_encrypted_and_read_back(open_vault: OpenEncrypted, re
         "email": EMAIL,
         "plan": "gold",
         "address": {"street": "Elm Street 1", "city": "Graz"},
-        "people": [{"name": "Bo", "role": "boss"}, {"name": "Cy"}],
+        "people": [{"name": "Bo Li", "role": "boss"}, {"name": "Cy Ng"}],
         "tags": ["red-one", "red-two"],
     }
     receipt = vault.emit("user.created", target=ANA, data=data, meta={"ip": "203.0.113.7", "agent": "x"})
 
     (row,) = stored(ready_dsn)
-    for secret in (EMAIL, "Elm Street", "Bo", "Cy", "red-one", "203.0.113.7"):
+    for secret in (EMAIL, "Elm Street", "Bo Li", "Cy Ng", "red-one", "203.0.113.7"):
         assert secret not in row
     found = payload(ready_dsn)
     assert is_enclosed(found["email"])
@@ -389,9 +396,9 @@ def test_a_value_to_encrypt_needs_a_subject(open_vault: OpenEncrypted, ready_dsn
         (vault.emit_diff, {"after": {"email": EMAIL}}, "data.after.email"),
         (lambda name, **event: vault.emit_many([{"event": name, **event}]), {"meta": {"ip": "::1"}}, "meta.ip"),
     ]
-    for call, given, field in cases:
+    for call, fields, field in cases:
         with pytest.raises(ValidationError) as caught:
-            call("e", **given)
+            call("e", **fields)
         assert f"`{field}` is to be encrypted" in str(caught.value)
         assert "`target`" in str(caught.value)
     assert stored(ready_dsn) == []
@@ -897,3 +904,88 @@ async def test_a_vault_of_asyncio_goes_on_while_a_key_is_made(ready_dsn: str) ->
         assert not slow.done()
         go.set()
         await slow
+
+
+SECRET = "se cret"  # with a space, which base64 has not
+KEYS = st.sampled_from(["a", "b", "A", "a.b", "before", "after", "diff", "*", "0", "$enc", "key"])
+PAYLOADS = st.dictionaries(
+    KEYS,
+    st.recursive(
+        st.sampled_from([SECRET, None, 1]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+        max_leaves=12,
+    ),
+    max_size=4,
+)
+PATHS = st.lists(
+    st.lists(st.sampled_from(["a", "b", "*", "before", "0", "key"]), min_size=1, max_size=4).filter(
+        lambda path: path not in (["*"], ["*", "*"])  # which cover columns
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def cover(value: Any, paths: list[list[str]]) -> Any:
+    """The rule of the documentation, said in another way: what is covered becomes ``None``."""
+    if [] in paths:
+        return None
+    if isinstance(value, dict):
+        return {
+            key: cover(item, [rest for path in paths for rest in after(path, key.lower())])
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            cover(item, [*paths, *(path[1:] for path in paths if path and path[0] in ("*", str(index)))])
+            for index, item in enumerate(value)
+        ]
+    return value
+
+
+def after(path: list[str], key: str) -> list[list[str]]:
+    """What remains of a path below a key, which may be taken for several."""
+    if not path:
+        return []
+    found = [path[1:]] if path[0] in ("*", key) else []
+    parts = key.split(".")
+    begun = zip(path, parts, strict=False)
+    if 1 < len(parts) <= len(path) and all(one in ("*", part) for one, part in begun):
+        found.append(path[len(parts) :])
+    return found
+
+
+@settings(max_examples=400, deadline=None)
+@given(PAYLOADS, PAYLOADS, PATHS)
+def test_what_the_paths_say_is_what_is_encrypted(
+    before: dict[str, Any], after_: dict[str, Any], paths: list[list[str]]
+) -> None:
+    keys = KeyCache(FunctionKeyStore(lambda subject, create: b"k" * 32))
+    encryption = Encryption(["data." + ".".join(path) for path in paths], keys)
+    settings_ = Settings(Encoder(frozenset(), "", 262_144), None, "sync", encryption)
+    prepared = prepare("e", {"target": ANA, "data": before}, settings_)
+    record = unstored_record(prepared)
+    covered = cover(before, paths)
+    assert (SECRET in repr(record.data)) == (SECRET in repr(covered))
+    assert without(record.data, before) == without(covered, before)
+    Decryption(keys).open_all([record])
+    assert record.data == before
+
+    # In a difference it is no less than in each side.
+    record = unstored_record(prepare_diff("e", {"target": ANA, "before": before, "after": after_}, settings_))
+    assert record.data is not None
+    for side, given_ in (("before", before), ("after", after_)):
+        if SECRET not in repr(cover(given_, paths)):
+            assert SECRET not in repr(record.data[side])
+            assert all(SECRET not in repr(change.get(side)) for change in record.data["diff"].values())
+    Decryption(keys).open_all([record])
+    assert record.data == {"before": before, "after": after_, "diff": compute_diff(before, after_)}
+
+
+def without(value: Any, original: Any) -> Any:
+    """``value`` with None in place of whatever is not as in ``original``."""
+    if isinstance(value, dict) and isinstance(original, dict) and value.keys() == original.keys():
+        return {key: without(item, original[key]) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(original, list):
+        return [without(*pair) for pair in zip(value, original, strict=True)]
+    return value if value == original else None

@@ -142,7 +142,10 @@ def _in_diff(paths: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
         for keys in inside:
             for side in ("before", "after"):
                 yield (side, *keys)
-                yield ("diff", keys[0], side, *keys[1:]) if keys else ("diff",)
+                # A key with dots, which stands for several, has its change below it as well.
+                yield from (("diff", *keys[:count], side, *keys[count:]) for count in range(1, len(keys) + 1))
+            if not keys:
+                yield ("diff",)
 
 
 class Encryption:
