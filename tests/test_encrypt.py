@@ -229,12 +229,15 @@ def test_the_number_of_an_item_may_stand_in_a_path(open_vault: OpenEncrypted, re
     assert EMAIL not in stored(ready_dsn)[0]
 
 
-def test_nested_lists_do_not_multiply_the_paths(open_vault: OpenEncrypted, ready_dsn: str) -> None:
+def test_lists_in_lists_do_not_multiply_the_paths(open_vault: OpenEncrypted, ready_dsn: str) -> None:
     value: Any = 1
-    for _ in range(90):
+    for _ in range(99):
         value = [value]
-    open_vault(encrypt_fields=["data.*.*.*.*.secret"]).emit("e", data={"a": value})  # else 2**90 steps
+    vault = open_vault(encrypt_fields=["data." + "*." * 20 + "secret"])  # else as many steps as there are subsets
+    vault.emit("e", data={"a": value})
     assert payload(ready_dsn) == {"a": value}
+    with pytest.raises(ValidationError, match="nested deeper than 100"):
+        vault.emit("e", data={"a": [value]})
 
 
 # ------------------------------------------------------------------------------------------ emit_diff
@@ -635,8 +638,9 @@ def test_refusals_quote_no_value_that_is_to_be_encrypted(open_vault: OpenEncrypt
 
 def test_size_and_depth_are_those_of_what_is_stored(open_vault: OpenEncrypted) -> None:
     vault = open_vault(encrypt_fields=["data.*.x"], max_event_bytes=1000)
-    with pytest.raises(ValidationError, match="max_event_bytes"):
+    with pytest.raises(ValidationError, match="max_event_bytes") as caught:
         vault.emit("e", target=ANA, data={str(n): {"x": 1} for n in range(10)})
+    assert caught.value.field != "data"  # as soon as it is too large: the others are not encrypted first
     vault = open_vault(encrypt_fields=["data.*.x"])
     deep: Any = {}
     for _ in range(100):
@@ -650,7 +654,9 @@ def test_size_and_depth_are_those_of_what_is_stored(open_vault: OpenEncrypted) -
 # ------------------------------------------------------------------------------------ keys of the caller's
 
 
-def test_a_function_as_key_store(open_vault: OpenEncrypted, ready_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_as_key_store(
+    open_vault: OpenEncrypted, ready_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(data_key, "EXPIRY", 0.0)
     kept: dict[str, bytes] = {}
     threads = set()
@@ -670,6 +676,7 @@ def test_a_function_as_key_store(open_vault: OpenEncrypted, ready_dsn: str, monk
     assert is_enclosed(vault.query.find_by_id(receipt.id).data["email"])
     kept["user/42"] = os.urandom(32)  # made anew under the same id: not the key of that value
     assert is_enclosed(vault.query.find_by_id(receipt.id).data["email"])
+    assert not caplog.records  # it is gone, and not spoilt
 
 
 def payload_of(dsn: str, id_: UUID) -> Any:
@@ -885,6 +892,16 @@ def test_the_same_value_under_other_keys_places_and_events_differs() -> None:
     ]
     assert len({store.seal('"x"', place) for store in (key, other) for place in places}) == 2 * len(places)
     assert key.seal('"x"', places[0]) == key.seal('"x"', places[0])
+
+
+def test_a_nonce_is_not_used_for_two_texts_or_places() -> None:
+    """With one nonce twice, AES-GCM would give both texts away, and its authentication key."""
+    key = DataKey("k", bytes(32))
+    places = [place_of(UUID(int=1), ("data", "a")), place_of(UUID(int=1), ("data", "b"))]
+    sealed = [json.loads(key.seal(text, place))["$enc"]["nonce"] for text in ('"x"', '"y"', "") for place in places]
+    # Nor where the end of one place is the beginning of another text.
+    sealed += [json.loads(key.seal(*pair))["$enc"]["nonce"] for pair in (('"bc"', b"a"), ('bc"', b'a"'))]
+    assert len(set(sealed)) == len(sealed)
 
 
 async def test_a_vault_of_asyncio_goes_on_while_a_key_is_made(ready_dsn: str) -> None:
