@@ -866,21 +866,22 @@ def test_processes_that_race_use_one_key(keys: Path) -> None:
 
 
 def test_a_key_is_on_the_disk_before_it_is_used(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[str] = []
+    synced: list[int] = []
     fsync = os.fsync
 
     def noted(descriptor: int) -> None:
-        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        synced.append(os.fstat(descriptor).st_ino)
         fsync(descriptor)
 
     store = DirectoryKeyStore(keys)
     monkeypatch.setattr(os, "fsync", noted)
     store.create("user/42")
     (file,) = keys.glob("*.key")
-    assert synced == [file.name, keys.name]
+    assert synced == [file.stat().st_ino, keys.stat().st_ino]
     synced.clear()
     store.destroy("user/42")
-    assert synced == [file.stem + ".destroyed", keys.name, keys.name]
+    (tombstones,) = keys.glob("*.destroyed")
+    assert synced == [tombstones.stat().st_ino, keys.stat().st_ino, keys.stat().st_ino]
 
 
 def test_the_same_value_under_other_keys_places_and_events_differs() -> None:
