@@ -146,7 +146,7 @@ def latency(bench: Bench) -> Row:
                     emitted.append((time.time(), receipt.id))
             await vault.await_sealed(emitted[-1][1], 30)
         with psycopg.connect(bench.conninfo) as connection:
-            signed = dict(
+            signed: dict[Any, float] = dict(
                 connection.execute(
                     "SELECT l.id, extract(epoch FROM min(c.created_at))::float8 FROM tracevault_leaves AS l "
                     "JOIN tracevault_checkpoints AS c ON c.tree = l.tree AND c.size > l.index "
@@ -155,7 +155,7 @@ def latency(bench: Bench) -> Row:
                 ).fetchall()
             )
         waits = [signed[id_] - at for at, id_ in emitted]
-        return statistics.quantiles(waits, n=100)[98]
+        return float(statistics.quantiles(waits, n=100)[98])
 
     ratios = []
     for _ in range(bench.pairs):

@@ -13,7 +13,7 @@ from psycopg import Connection
 from tracevault import Actor, Target, ValidationError
 from tracevault.cli.connect import connection, vault, write_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
-from tracevault.cli.output import progress_bar
+from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
 from tracevault.event.payload import iso_utc
 from tracevault.event.rules import moment, uuid
@@ -138,7 +138,7 @@ def _identity(text: str | None, option: str) -> tuple[str, str]:
 
 
 def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes: bool) -> bool:
-    click.echo(f"{affected.rows:,} sealed rows {which}", err=True)
+    click.echo(f"{number(affected.rows, 'sealed row')} {which}", err=True)
     if affected.unsealed:
         raise ValidationError(
             f"{affected.unsealed:,} more are not sealed yet, and would stay: run `tracevault seal`, then this again"
@@ -176,4 +176,4 @@ def _carry_out(link: Connection[Any], table: str, ids: list[UUID], timeout: floa
         click.echo(f"event {id_} says so; waiting until that is proven", err=True)
         with progress_bar(verb) as progress:
             touched += carry_out_all(link, table, id_, timeout, progress)
-    click.echo(f"{touched:,} rows {verb}")
+    click.echo(f"{number(touched, 'row')} {verb}")

@@ -95,6 +95,11 @@ def size(number: int) -> str:
     return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 99.5 else f"{amount:.3g} {unit}"
 
 
+def number(count: int, one: str, many: str = "") -> str:
+    """Return ``1 row``, ``1,000 rows``; ``many`` is for a plural that takes more than an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def span(seconds: float) -> str:
     """Return a span of time for a person: ``3 hours``."""
     for length, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):

@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from tracevault.cli.connect import TIMEOUT, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, seconds, tables_option
-from tracevault.cli.output import progress_bar
+from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
 from tracevault.postgres.failures import Place
 from tracevault.postgres.pool import connect_once
@@ -138,11 +138,11 @@ def _backlog(sealer: Sealer, tables: Sequence[str]) -> None:
         if done is None:
             click.echo(f"{table}: another sealer is at work", err=True)
         else:
-            click.echo(f"{table}: {done.tree.size:,} rows are sealed", err=True)
+            click.echo(f"{table}: {number(done.tree.size, 'row')} sealed", err=True)
 
 
 def _until_stopped(sealer: Sealer, every: float) -> None:
     stop = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda _number, _frame: stop.set())
     sealer.run(stop, every)

@@ -15,7 +15,7 @@ import click
 from tracevault import UndeliveredError
 from tracevault.cli.connect import TIMEOUT, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, output_options
-from tracevault.cli.output import Output, console, json_line, json_text, size, visible, write_lines
+from tracevault.cli.output import Output, console, json_line, json_text, number, size, visible, write_lines
 from tracevault.config import Config
 from tracevault.event.payload import iso_utc
 from tracevault.event.prepare import unstored_record
@@ -54,7 +54,7 @@ def status(ctx: click.Context, folder: Path, output: Output) -> None:
         _print_files([file for file in found if file.name != FILE_NAME], broken)
         letters = sum(file.dead for file in found)
         if letters:
-            write_lines([f"{_number(letters, 'dead letter')}: see `tracevault spool dead list`"])
+            write_lines([f"{number(letters, 'dead letter')}: see `tracevault spool dead list`"])
     ctx.exit(1 if broken or any(file.unreadable for file in found) else 0)
 
 
@@ -80,11 +80,11 @@ def flush(ctx: click.Context, folder: Path, dsn: str | None, any_database: bool,
     left = [file for file in _orphans(found) if here in (None, file.target)]
     others = [file for file in _orphans(found) if file not in left]
     if stats.delivered:
-        _tell([f"delivered {_number(stats.delivered, 'event')} of {_number(len(files), 'file')}"])
+        _tell([f"delivered {number(stats.delivered, 'event')} of {number(len(files), 'file')}"])
     elif not files:
         _tell(["nothing to deliver"])
     if stats.dead:
-        _tell([f"refused {_number(stats.dead, 'event')}: see `tracevault spool dead list`"])
+        _tell([f"refused {number(stats.dead, 'event')}: see `tracevault spool dead list`"])
     _tell_files("left, as time is up", left)
     _tell_files("held by living processes, which deliver it", [file for file in found if file.held])
     for database in sorted({_database(file) for file in others}):
@@ -171,7 +171,7 @@ def requeue(ids: Sequence[str], every: bool, folder: Path) -> None:
     """
     chosen = _chosen(folder, ids, every=every)
     inspection.requeue(folder, chosen)
-    _tell([f"requeued: {_number(len(chosen), 'dead letter')}"])
+    _tell([f"requeued: {number(len(chosen), 'dead letter')}"])
 
 
 @dead.command()
@@ -187,7 +187,7 @@ def drop(ids: Sequence[str], every: bool, reason: str, folder: Path) -> None:
     """
     chosen = _chosen(folder, ids, every=every)
     inspection.drop(folder, chosen, reason)
-    _tell([f"dropped: {_number(len(chosen), 'dead letter')}"])
+    _tell([f"dropped: {number(len(chosen), 'dead letter')}"])
 
 
 def _chosen(folder: Path, ids: Sequence[str], *, every: bool) -> list[Letter]:
@@ -212,10 +212,6 @@ def _why(letter: Letter) -> dict[str, Any]:
 
 
 # -- words -------------------------------------------------------------------------------------------------
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _holder(file: FileStatus | BrokenFile) -> str:
@@ -243,7 +239,7 @@ def _tell_files(what: str, files: Sequence[FileStatus]) -> None:
         _tell([f"{what}:"])
         for file in files:
             by = f" ({_holder(file)})" if file.held else ""
-            _tell([f"  {file.name}{by}: {_number(file.waiting, 'event')}"])
+            _tell([f"  {file.name}{by}: {number(file.waiting, 'event')}"])
 
 
 def _tell_broken(broken: Sequence[BrokenFile]) -> None:

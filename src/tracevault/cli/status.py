@@ -9,7 +9,7 @@ import click
 
 from tracevault.cli.connect import connection, read_dsn
 from tracevault.cli.options import dsn_option, output_options, tables_option
-from tracevault.cli.output import Output, console, json_text, span, visible, write_lines
+from tracevault.cli.output import Output, console, json_text, number, span, visible, write_lines
 from tracevault.config import check_table_name
 from tracevault.flows.seal import Receipts, Standing, Tree, find_tree, receipts, standing, tables_exist
 from tracevault.postgres.failures import Place
@@ -76,11 +76,13 @@ def _print(table: str, tree: Tree, how: Standing, anchors: list[Receipts]) -> No
 
     out = console()
     late = how.oldest_waiting >= _LONG
-    waiting = f"{how.waiting:,} rows wait" + (f", the oldest for {span(how.oldest_waiting)}" if how.waiting else "")
+    waiting = f"{number(how.waiting, 'row')} not sealed yet" + (
+        f", the oldest for {span(how.oldest_waiting)}" if how.waiting else ""
+    )
     signed = "nothing is signed" if how.signed_at is None else f"signed up to {how.signed:,} {_ago(how.signed_at)}"
     lines = [
         Text.assemble((visible(table), "bold"), f"  {visible(tree.origin)}"),
-        Text(f"  {tree.size:,} rows sealed{' (a backlog is being sealed)' if tree.walking else ''}, {signed}"),
+        Text(f"  {number(tree.size, 'row')} sealed{' (a backlog is being sealed)' if tree.walking else ''}, {signed}"),
         Text(f"  {waiting}", style="bold yellow" if late else ""),
     ]
     for anchor in anchors:

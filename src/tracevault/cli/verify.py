@@ -12,7 +12,17 @@ import click
 from tracevault import Report, Verdict
 from tracevault.cli.connect import connection, read_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
-from tracevault.cli.output import Output, console, is_terminal, json_text, progress_bar, span, visible, write_lines
+from tracevault.cli.output import (
+    Output,
+    console,
+    is_terminal,
+    json_text,
+    number,
+    progress_bar,
+    span,
+    visible,
+    write_lines,
+)
 from tracevault.config import check_table_name
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.sealing.trust import trust_of
@@ -129,34 +139,41 @@ def _summary(report: Report) -> str:
         case Verdict.OK:
             assert report.anchor is not None
             since = "" if report.anchor.at is None else f", {_age(report.anchor.at)} old"
-            return f"nothing was changed up to a checkpoint of {report.anchor.size:,} leaves kept outside{since}"
+            leaves = number(report.anchor.size, "leaf", "leaves")
+            return f"nothing was changed up to a checkpoint of {leaves} kept outside{since}"
         case Verdict.CONSISTENT:
             return "nothing in the database contradicts itself; no checkpoint from outside was compared"
         case Verdict.INCOMPLETE:
-            return f"{report.unsealed:,} rows are not sealed, the oldest for {span(report.oldest_unsealed_seconds)}"
+            waits = span(report.oldest_unsealed_seconds)
+            return f"{number(report.unsealed, 'row')} not sealed, the oldest waits for {waits}"
         case Verdict.TAMPERED:
-            return f"{len(report.problems) + report.problems_left_out:,} things are not as they were sealed"
+            return number(len(report.problems) + report.problems_left_out, "thing is", "things are") + (
+                " not as they were sealed"
+            )
         case _:
             return "it could not be checked"
 
 
 def _lines(report: Report) -> Iterator[str]:
-    rows = f"{report.checked:,} rows as they were sealed"
+    rows = f"{number(report.checked, 'row')} as sealed"
     if report.first:
         rows += f", from leaf {report.first:,} on; those before were verified earlier"
     rows += "".join(
         f", {count:,} {what}" for count, what in ((report.erased, "erased"), (report.pruned, "pruned")) if count
     )
-    yield f"{report.table} is the log {report.origin} with {report.size:,} leaves: {rows}"
+    yield f"{report.table} is the log {report.origin} with {number(report.size, 'leaf', 'leaves')}: {rows}"
     if report.anchor is not None:
         later = report.size - report.anchor.size
-        yield f"compared with {report.anchor.source}" + (f"; {later:,} leaves came later" if later else "")
+        yield f"compared with {report.anchor.source}" + (
+            f"; {number(later, 'leaf', 'leaves')} came later" if later else ""
+        )
     if not report.signatures_checked:
         yield "signatures were not checked: pass the log's verifier key as --key"
     if report.unsigned:
-        yield f"{report.unsigned:,} leaves are not signed yet"
+        yield f"{number(report.unsigned, 'leaf', 'leaves')} not signed yet"
     if report.unsealed and report.verdict is not Verdict.INCOMPLETE:
-        yield f"{report.unsealed:,} rows wait to be sealed, the oldest for {span(report.oldest_unsealed_seconds)}"
+        waits = span(report.oldest_unsealed_seconds)
+        yield f"{number(report.unsealed, 'row')} not sealed yet, the oldest waits for {waits}"
     yield f"took {report.seconds:,.1f} s"
 
 

@@ -311,6 +311,8 @@ def store_outcomes(outcomes: Sequence[tuple[str, str, int, datetime, str | None,
 
 def sealed_as(table: str, id_: UUID) -> Flow[int | None]:
     """Return the index of an event's leaf if a signed checkpoint covers it, else None."""
+    if not (yield from tables_exist()):
+        return None
     found = yield Query(
         f"SELECT min(l.index) FROM {LEAVES} AS l JOIN (SELECT tree FROM {TREES} WHERE table_name = $1 "
         f"ORDER BY epoch DESC LIMIT 1) AS t ON t.tree = l.tree WHERE l.id = $2 "
