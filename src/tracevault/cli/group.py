@@ -20,8 +20,10 @@ from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.prove import prove_command
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
+from tracevault.cli.verify_proof import verify_proof_command
 
 WRONG = 2
 FAILED = 3
@@ -65,7 +67,21 @@ def tracevault(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, emit, find, get, count, migrate, doctor, keygen, spool, init_sql, sql_path):
+for _command in (
+    demo,
+    emit,
+    find,
+    get,
+    count,
+    migrate,
+    doctor,
+    keygen,
+    prove_command,
+    verify_proof_command,
+    spool,
+    init_sql,
+    sql_path,
+):
     tracevault.add_command(_command)
 
 
