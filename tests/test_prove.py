@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("cryptography", reason='needs the extra "seal"')
 
+from tests import sealed as sealed_table
 from tests.conftest import rows
 from tests.docs.pages import PAGES, blocks
 from tracevault import ConfigError, EventProof, ProofError, SealError, Tracevault, TracevaultError, ValidationError
@@ -24,11 +25,9 @@ from tracevault.integrity.leaf import Statement
 from tracevault.integrity.merkle import inclusion_proof, leaf_hash
 from tracevault.integrity.note import COSIGNATURE_V1, Note, Signer
 from tracevault.integrity.tiles import Growth, tile_reader
-from tracevault.sealing import keys
 from tracevault.sealing.prove import prove
-from tracevault.sealing.service import make_sealer
 
-NAME = "log.example.com/shop"
+NAME = sealed_table.NAME
 TABLE = "audit_logs"
 PARTITIONED = """
     ALTER TABLE audit_logs RENAME TO template;
@@ -39,42 +38,28 @@ PARTITIONED = """
 DATA = {"price": 120, "exact": "1.10", "note": "a\x1b[31m“quoted”"}
 
 
-class Sealed:
-    """A database whose audit table is sealed on demand by one key."""
+class Sealed(sealed_table.Sealed):
+    """A database whose audit table is sealed on demand, and whose events are proven."""
 
-    def __init__(self, dsn: str, folder: Path) -> None:
-        self.dsn = dsn
-        self.key = folder / "seal.key"
-        self.signer = keys.generate(NAME)
-        keys.write_key(self.key, self.signer)
-        self.vkey = str(self.signer.renamed(f"{NAME}/{TABLE}").verifier)
+    @property
+    def vkey(self) -> str:
+        return str(self.key())
 
     def emit(self, count: int = 1, **fields: Any) -> list[UUID]:
+        events = [{"event": "order.paid", **fields} for _ in range(count)]
         with Tracevault(connection_string=self.dsn, bootstrap={"ensure_schema": False}) as audit:
-            return [
-                receipt.id for receipt in audit.emit_many([{"event": "order.paid", **fields} for _ in range(count)])
-            ]
+            return [receipt.id for receipt in audit.emit_many(events)]
 
-    def seal(self, table: str = TABLE) -> None:
-        sealer, publisher = make_sealer(lambda: psycopg.connect(self.dsn), [table], key=self.key)
-        try:
-            sealer.seal(table)
-        finally:
-            publisher.close()
-            sealer.close()
-
-    def prove(self, id_: UUID | str, table: str = TABLE, **options: Any) -> EventProof:
+    def prove(self, id_: UUID | str, **options: Any) -> EventProof:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            return prove(connection, table, id_, **options)
-
-    def note(self) -> Note:
-        ((text,),) = rows(self.dsn, "SELECT note FROM tracevault_checkpoints ORDER BY size DESC LIMIT 1")
-        return Note.parse(text)
+            return prove(connection, TABLE, id_, **options)
 
 
 @pytest.fixture
-def sealed(ready_dsn: str, tmp_path: Path) -> Sealed:
-    return Sealed(ready_dsn, tmp_path)
+def sealed(ready_dsn: str, tmp_path: Path) -> Iterator[Sealed]:
+    opened = Sealed(ready_dsn, tmp_path)
+    yield opened
+    opened.close()
 
 
 # ------------------------------------------------------------------------------------------------------ from a database
@@ -270,11 +255,8 @@ def test_a_checkpoint_of_another_log_or_epoch(sealed: Sealed) -> None:
     (id_,) = sealed.emit()
     sealed.seal()
     first = sealed.note()
-    sealer, publisher = make_sealer(lambda: psycopg.connect(sealed.dsn), [TABLE], key=sealed.key)
-    sealer.new_epoch(TABLE)
-    sealer.seal(TABLE)
-    sealer.close()
-    publisher.close()
+    sealed.sealer.new_epoch(TABLE)
+    sealed.seal()
     second = str(sealed.signer.renamed(f"{NAME}/{TABLE}/2").verifier)
     assert verify_text(str(sealed.prove(id_)), [second]).checkpoint.origin == f"{NAME}/{TABLE}/2"
     assert verify_text(str(sealed.prove(id_, checkpoint=first)), [sealed.vkey]).checkpoint.origin == f"{NAME}/{TABLE}"

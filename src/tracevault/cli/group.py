@@ -11,6 +11,7 @@ import click
 
 from tracevault import ConfigError, TracevaultError, ValidationError, __version__
 from tracevault.cli.count import count
+from tracevault.cli.custody import erase, prune
 from tracevault.cli.demo import demo
 from tracevault.cli.doctor import doctor
 from tracevault.cli.emit import emit
@@ -21,8 +22,11 @@ from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
 from tracevault.cli.prove import prove_command
+from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
+from tracevault.cli.status import status
+from tracevault.cli.verify import verify_command
 from tracevault.cli.verify_proof import verify_proof_command
 
 WRONG = 2
@@ -75,10 +79,15 @@ for _command in (
     count,
     migrate,
     doctor,
+    spool,
     keygen,
+    seal,
+    status,
+    verify_command,
     prove_command,
     verify_proof_command,
-    spool,
+    prune,
+    erase,
     init_sql,
     sql_path,
 ):

@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.event.record import BY_NAME, INSERT_COLUMNS, PAYLOAD_SALT, STORED_XID
+from tracevault.integrity.leaf import PAYLOADS
 
 # How it was written is not what was said: a retry in another mode is the same event.
 CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
@@ -30,6 +31,12 @@ ARGUMENTS = (
     *((name, BY_NAME[name].column.sql_type) for name in _KEY),
     ("given_time", "boolean"),
     *((name, BY_NAME[name].column.sql_type) for name in CONTENT),
+)
+
+# Every row that knows its transaction has a salt, until it is erased.
+_ERASED = (
+    f"(stored.{PAYLOAD_SALT} IS NULL AND stored.{STORED_XID} IS NOT NULL"
+    f"{''.join(f' AND stored.{name} IS NULL' for name in PAYLOADS)})"
 )
 
 _SUFFIX = "_compare"
@@ -59,10 +66,11 @@ def call(schema: str, table: str) -> str:
 def says_the_same(columns: Sequence[str], first: int) -> str:
     """Return the condition that a row ``stored`` has these values in ``columns``; the first is ``${first}``.
 
-    Erasure, when it comes, belongs here: an erased row says the same as any event of its id.
+    What the payloads of an erased row said is not known any more: they count as the same.
     """
     return " AND ".join(
-        f"stored.{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
+        f"(stored.{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
+        f"{f' OR {_ERASED}' if name in PAYLOADS else ''})"
         for place, name in enumerate(columns, first)
     )
 
