@@ -28,7 +28,7 @@ from tracevault.sealing.prove import prove
     "--checkpoint",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="a signed checkpoint to prove it by, as an anchor keeps it; default: the newest that is stored",
+    help="a signed checkpoint to prove it by, as an anchor keeps it; default: one that is stored",
 )
 @click.option(
     "--index",
