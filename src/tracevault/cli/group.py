@@ -22,6 +22,7 @@ from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
 from tracevault.cli.prove import prove_command
+from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
@@ -78,6 +79,7 @@ for _command in (
     get,
     count,
     migrate,
+    roles,
     doctor,
     spool,
     keygen,

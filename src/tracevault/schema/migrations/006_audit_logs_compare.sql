@@ -16,7 +16,7 @@ BEGIN
     SELECT c.relkind = 'p' INTO partitioned
     FROM pg_class AS c JOIN pg_roles AS owner ON owner.oid = c.relowner
     WHERE c.oid = to_regclass({literal}) AND c.relkind IN ('r', 'p') AND owner.rolname = current_user
-        AND has_table_privilege(asker, c.oid, 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
+        AND has_column_privilege(asker, c.oid, 'id', 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
     IF NOT FOUND THEN
         RAISE insufficient_privilege USING MESSAGE = 'this function compares for roles that may INSERT into its table'
             ' and not SELECT from it', HINT = 'After SET ROLE the new role counts, inside another SECURITY DEFINER'
