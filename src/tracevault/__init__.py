@@ -35,6 +35,7 @@ from tracevault.event.diff import compute_diff
 from tracevault.event.event import AuditEvent
 from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
 from tracevault.event.record import Actor, AuditRecord, Target
+from tracevault.integrity.event_proof import EventProof, verify_proof
 from tracevault.integrity.report import Report, Verdict
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
@@ -66,6 +67,7 @@ __all__ = [
     "DirectoryKeyStore",
     "DriverError",
     "DuplicateIdError",
+    "EventProof",
     "KeyStore",
     "KeyStoreError",
     "MigrationError",
@@ -92,6 +94,7 @@ __all__ = [
     "read_correlation_id_header",
     "resolve_correlation_id",
     "start_tracevault",
+    "verify_proof",
 ]
 
 __version__ = "0.1.0"

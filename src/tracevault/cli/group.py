@@ -21,12 +21,14 @@ from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.prove import prove_command
 from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
 from tracevault.cli.status import status
 from tracevault.cli.verify import verify_command
+from tracevault.cli.verify_proof import verify_proof_command
 
 WRONG = 2
 FAILED = 3
@@ -84,6 +86,8 @@ for _command in (
     seal,
     status,
     verify_command,
+    prove_command,
+    verify_proof_command,
     prune,
     erase,
     init_sql,

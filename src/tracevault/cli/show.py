@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -31,24 +31,31 @@ def print_records(records: Sequence[AuditRecord]) -> None:
 
 def print_record(record: AuditRecord) -> None:
     """Print one record in full: its columns, what changed, and its payloads."""
-    fields = Table.grid(padding=(0, 2))
-    fields.add_column(style="dim", no_wrap=True)
-    fields.add_column(overflow="fold")
-    for name, value in _fields(record):
-        fields.add_row(name, value)
-    parts: list[RenderableType] = [
-        Text(visible(record.event), style="bold", overflow="fold"),
-        Text(str(record.id), style="dim"),
-        Padding(fields, (1, 0, 0, 2)),
-    ]
-    changes = changes_in(record.data)
-    if changes:
-        parts += [Text("\nwhat changed", style="dim"), Padding(changes_table(changes), (0, 0, 0, 2))]
-    for name, payload in (("data", record.data), ("meta", record.meta)):
+    payloads = (("data", record.data), ("meta", record.meta))
+    console().print(Group(*record_parts(record.event, str(record.id), _fields(record), payloads)))
+
+
+def record_parts(
+    event: str, id_: str, fields: Iterable[tuple[str, Text]], payloads: Iterable[tuple[str, Any]]
+) -> Iterator[RenderableType]:
+    """Yield what is shown of one event: its name and id, its fields, what changed, and payloads that are not None."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(name, value)
+    yield Text(visible(event), style="bold", overflow="fold")
+    yield Text(visible(id_), style="dim")
+    yield Padding(table, (1, 0, 0, 2))
+    for name, payload in payloads:
+        changes = changes_in(payload) if name == "data" else {}
+        if changes:
+            yield Text("\nwhat changed", style="dim")
+            yield Padding(changes_table(changes), (0, 0, 0, 2))
         if payload is not None:
             text = Text("\n".join(json_lines(payload)), overflow="fold")
-            parts += [Text(f"\n{name}", style="dim"), Padding(text, (0, 0, 0, 2))]
-    console().print(Group(*parts))
+            yield Text(f"\n{name}", style="dim")
+            yield Padding(text, (0, 0, 0, 2))
 
 
 def changes_in(data: Any) -> dict[str, dict[str, Any]]:

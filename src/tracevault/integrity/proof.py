@@ -14,8 +14,8 @@ from tracevault.integrity.note import ED25519, MAX_NOTE, Note, Verifier
 _HEADER = "c2sp.org/tlog-proof@v1"
 # A tree of at most 2**63 - 1 leaves has no leaf further from its root.
 _MAX_HASHES = 63
-# Bytes of a proof: the checkpoint's note, as much again, and an event of a megabyte as base64.
-_MAX_PROOF = 4 * MAX_NOTE
+#: Bytes of a proof: the checkpoint's note, as much again, and an event of a megabyte as base64.
+MAX_PROOF = 4 * MAX_NOTE
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TlogProof:
 
         Nothing is verified but the form.
         """
-        check_text(proof, "the proof", _MAX_PROOF)
+        check_text(proof, "the proof", MAX_PROOF)
         head, blank, note = proof.partition("\n\n")
         lines = head.split("\n")
         if not blank or lines.pop(0) != _HEADER:
@@ -69,7 +69,7 @@ class TlogProof:
             lines.append(f"extra {to_base64(self.extra)}")
         lines += [f"index {self.index}", *map(to_base64, self.hashes), "", str(self.checkpoint)]
         proof = "\n".join(lines)
-        check_text(proof, "the proof", _MAX_PROOF)
+        check_text(proof, "the proof", MAX_PROOF)
         return proof
 
     def verify(self, leaf_hash: bytes, verifiers: Iterable[Verifier]) -> Checkpoint:
