@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,23 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import TEMPLATE
-from tracevault import Tracevault
+from tracevault import ConfigError, RollbackError, SealError, Tracevault
 from tracevault.event.record import COLUMNS, STORED_XID
+from tracevault.flows.seal import find_tree
+from tracevault.flows.verify import rows_sql
+from tracevault.integrity import report as report_module
+from tracevault.integrity.checkpoint import Checkpoint
+from tracevault.integrity.leaf import Encoder
 from tracevault.integrity.note import Note, Signer
 from tracevault.integrity.report import Report, Verdict
 from tracevault.integrity.tiles import Growth
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import copied_rows, run
 from tracevault.sealing import rows as rows_module
+from tracevault.sealing import verify as verify_module
 from tracevault.sealing.sealer import Sealer
 from tracevault.sealing.signer import CheckpointSigner, SigningState
-from tracevault.sealing.verify import Trust, Witnessed, verify
+from tracevault.sealing.verify import Trust, Witnessed, origin_of, verify
 
 NAME = "log.example.com/shop"
 ORIGIN = f"{NAME}/audit_logs"
@@ -133,7 +141,7 @@ def original(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             audit.emit_many([event(number) for number in range(first, end)])
             seal(dsn, state)
     with psycopg.connect(dsn) as connection:
-        notes = dict(connection.execute("SELECT size, note FROM tracevault_checkpoints").fetchall())
+        notes: dict[int, str] = dict(connection.execute("SELECT size, note FROM tracevault_checkpoints").fetchall())
     assert sorted(notes) == [WITNESSED, SIZE]
     yield Original(server, database, state.read_bytes(), notes)
     with psycopg.connect(server, autocommit=True) as admin:
@@ -423,12 +431,6 @@ def thorough(log: Copy, statements: list[str], size: int) -> None:
     """Change rows, and then whatever can be computed without the key: tiles, root and size."""
     log.execute(*statements)
     with psycopg.connect(log.dsn) as connection:
-        from tracevault.flows.seal import find_tree
-        from tracevault.flows.verify import rows_sql
-        from tracevault.integrity.leaf import Encoder
-        from tracevault.postgres.failures import Place
-        from tracevault.postgres.run import copied_rows, run
-
         tree = run(connection, find_tree("audit_logs"), Place("attacking"))
         assert tree is not None
         encoder = Encoder(tree.name)
@@ -468,3 +470,518 @@ def test_the_tail_is_cut_off_at_a_checkpoint(log: Copy, witnessed: bool) -> None
     report = log.verify(trust=trust)
     assert report.verdict is (Verdict.TAMPERED if witnessed else Verdict.CONSISTENT)
     assert kinds(report) == ({"rolled back"} if witnessed else set())
+
+
+@one_of_each
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        (CUT[:1], "deleted"),
+        (CUT[:2], "leaf"),
+        ([f"UPDATE tracevault_trees SET size = {WITNESSED}"], "rolled back"),
+        ([*CUT, f"UPDATE tracevault_trees SET size = {WITNESSED - 10}"], "tile"),
+        ([CUT[0], CUT[2], f"UPDATE tracevault_trees SET size = {WITNESSED - 10}"], "leaf"),
+    ],
+    ids=["rows", "rows and leaves", "size alone", "all but the tiles", "all but leaves and tiles"],
+)
+def test_the_tail_is_cut_off_carelessly(log: Copy, statements: list[str], found: str, witnessed: bool) -> None:
+    log.execute(*statements)
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert found in kinds(report)
+
+
+@one_of_each
+def test_the_backup_of_yesterday_is_restored(log: Copy, original: Original, witnessed: bool) -> None:
+    with Tracevault(connection_string=log.dsn) as audit:
+        audit.emit_many([event(number) for number in range(SIZE, SIZE + 20)])
+    seal(log.dsn, log.state)
+    note = Note.parse(log.ask(f"SELECT note FROM tracevault_checkpoints WHERE size = {SIZE + 20}"))
+    with psycopg.connect(original.server, autocommit=True) as admin:
+        admin.execute(b"DROP DATABASE copied WITH (FORCE)")
+        admin.execute(f"CREATE DATABASE copied TEMPLATE {original.database} STRATEGY file_copy".encode())
+    outside = [Witnessed("the notary", note, BEGIN)] if witnessed else []
+    report = log.verify(trust=Trust(keys=[KEY.renamed(ORIGIN).verifier], outside=outside))
+    assert report.verdict is (Verdict.TAMPERED if witnessed else Verdict.CONSISTENT)
+    assert kinds(report) == ({"rolled back"} if witnessed else set())
+    # The sealer, whose state knows better, does not go on from there.
+    with pytest.raises(RollbackError, match="ROLLBACK DETECTED"):
+        seal(log.dsn, log.state)
+
+
+REBUILT = [
+    f"UPDATE audit_logs SET actor_id = 'somebody else' WHERE {THE_ROW}",
+    "DROP TABLE tracevault_trees, tracevault_leaves, tracevault_tiles, tracevault_checkpoints, tracevault_anchors, "
+    "tracevault_erasures",
+    "UPDATE audit_logs SET stored_xid = NULL",
+]
+
+
+@one_of_each
+@pytest.mark.parametrize("key", [OTHER_KEY, KEY], ids=["another key", "the stolen key"])
+def test_the_whole_tree_is_made_anew(log: Copy, tmp_path: Path, key: Signer, witnessed: bool) -> None:
+    log.execute(*REBUILT)
+    seal(log.dsn, tmp_path / "another.state", key)
+    report = log.verify(witnessed)
+    if key is OTHER_KEY:
+        assert report.verdict is Verdict.TAMPERED
+        assert any("no key that is trusted signed it" in problem.detail for problem in report.problems)
+    elif witnessed:
+        assert report.verdict is Verdict.TAMPERED
+        assert kinds(report) == {"root"}
+        assert "the notary" in report.problems[0].detail
+    else:  # from inside, what was signed with the key is what the key's owner signed
+        assert report.verdict is Verdict.CONSISTENT
+
+
+def test_the_sealer_does_not_sign_another_history(log: Copy) -> None:
+    log.execute(*REBUILT)
+    with pytest.raises(RollbackError, match="ROLLBACK DETECTED"):
+        seal(log.dsn, log.state)
+
+
+@one_of_each
+def test_the_thorough_owner_without_the_key(log: Copy, witnessed: bool) -> None:
+    thorough(log, [f"UPDATE audit_logs SET actor_id = 'somebody else' WHERE {THE_ROW}"], SIZE)
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) == {"root"}  # which row it was nobody knows now
+    assert report.problems_left_out == 1  # the later checkpoint says the same
+    # Without the log's key the stored checkpoints could be anybody's, and be changed as well.
+    text = log.ask("SELECT encode(root, 'base64') FROM tracevault_trees")
+    log.execute(
+        f"DELETE FROM tracevault_checkpoints WHERE size < {SIZE}",
+        f"UPDATE tracevault_checkpoints SET note = '{ORIGIN}\n{SIZE}\n{text}\n\n\u2014 {ORIGIN} AAAAAAA=\n'",
+    )
+    assert log.verify(trust=Trust()).verdict is Verdict.CONSISTENT
+    assert "checkpoint" in kinds(log.verify())
+
+
+@one_of_each
+def test_a_row_and_the_hash_of_its_leaf_are_changed(log: Copy, witnessed: bool) -> None:
+    log.execute("UPDATE tracevault_tiles SET hashes = set_byte(hashes, 41 * 32, 255 - get_byte(hashes, 41 * 32)) "
+                "WHERE level = 0 AND number = 0")  # fmt: skip
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert {"changed", "root", "tile"} <= kinds(report)
+
+
+@one_of_each
+@pytest.mark.parametrize(("level", "number"), [(0, 0), (0, 1), (1, 0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "hashes = set_byte(hashes, 3, 255 - get_byte(hashes, 3))",
+        "hashes = substr(hashes, 1, 31)",
+        "hashes = ''",
+        "hashes = hashes || '\\x00'",
+        "number = number + 1000",
+        "hashes = NULL",
+    ],
+    ids=["byte", "short", "empty", "long", "elsewhere", "null"],
+)
+def test_a_tile_is_changed(log: Copy, level: int, number: int, change: str, witnessed: bool) -> None:
+    log.execute(
+        "ALTER TABLE tracevault_tiles ALTER COLUMN hashes DROP NOT NULL",
+        f"UPDATE tracevault_tiles SET {change} WHERE level = {level} AND number = {number}",
+    )
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) & {"tile", "root", "changed"}
+
+
+@one_of_each
+def test_the_root_is_changed(log: Copy, witnessed: bool) -> None:
+    log.execute("UPDATE tracevault_trees SET root = sha256('')")
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert [(problem.kind, problem.detail.partition(" of size")[0]) for problem in report.problems] == [
+        ("root", "the tree's own row")
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+
+@one_of_each
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"note = replace(note, '\n{SIZE}\n', '\n{SIZE - 1}\n')",
+        "note = overlay(note PLACING CASE substr(note, length(note) - 30, 1) WHEN 'A' THEN 'B' ELSE 'A' END "
+        "FROM length(note) - 30)",
+        "note = ''",
+        "note = 'rubbish'",
+        "note = NULL",
+        f"size = {SIZE - 1}",
+        f"note = (SELECT note FROM tracevault_checkpoints WHERE size = {WITNESSED})",
+    ],
+    ids=["text", "signature", "empty", "rubbish", "null", "size", "another's"],
+)
+def test_a_stored_checkpoint_is_changed(log: Copy, change: str, witnessed: bool) -> None:
+    log.execute(
+        "ALTER TABLE tracevault_checkpoints ALTER COLUMN note DROP NOT NULL",
+        f"UPDATE tracevault_checkpoints SET {change} WHERE size = {SIZE}",
+    )
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) == {"checkpoint"}
+
+
+@one_of_each
+def test_stored_checkpoints_are_removed(log: Copy, witnessed: bool) -> None:
+    log.execute("DELETE FROM tracevault_checkpoints")
+    report = log.verify(witnessed)
+    assert report.unsigned == (SIZE - WITNESSED if witnessed else SIZE)
+    assert report.verdict is untouched(witnessed)  # for as long as a signature may take
+    log.execute("UPDATE tracevault_trees SET sealed_at = now()")
+    with psycopg.connect(log.dsn) as connection:
+        trust = Trust(keys=[KEY.renamed(ORIGIN).verifier], outside=[log.outside()] if witnessed else [])
+        report = verify(connection, "audit_logs", trust, grace=0.0)
+    assert report.verdict is Verdict.INCOMPLETE
+    assert report.oldest_unsigned_seconds > 0
+    assert log.verify(trust=replace(trust, outside=[log.outside(SIZE)]), first=None).unsigned == 0
+
+
+def test_a_checkpoint_of_another_log_is_given(log: Copy) -> None:
+    checkpoint = Checkpoint(f"{NAME}/other", WITNESSED, b"\1" * 32)
+    signer = KEY.renamed(checkpoint.origin)
+    note = Note(str(checkpoint), [signer.sign(str(checkpoint))])
+    report = log.verify(
+        trust=Trust(keys=[KEY.renamed(ORIGIN).verifier, signer.verifier], outside=[Witnessed("a friend", note)])
+    )
+    assert report.verdict is Verdict.TAMPERED
+    assert "a friend" in report.problems[0].detail
+    assert f"{NAME}/other" in report.problems[0].detail
+
+
+def test_a_checkpoint_of_the_log_with_another_root_is_given(log: Copy) -> None:
+    checkpoint = Checkpoint(ORIGIN, WITNESSED, b"\1" * 32)
+    note = Note(str(checkpoint), [KEY.renamed(ORIGIN).sign(str(checkpoint))])
+    report = log.verify(trust=Trust(keys=[KEY.renamed(ORIGIN).verifier], outside=[Witnessed("a friend", note)]))
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) == {"root"}
+    assert report.anchor is None
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [(SIZE, Verdict.CONSISTENT), (SIZE + 1, Verdict.CONSISTENT), (SIZE - 1, Verdict.TAMPERED)],
+)
+def test_a_key_is_revoked_from_a_size(log: Copy, size: int, verdict: Verdict) -> None:
+    report = log.verify(trust=Trust(revoked=((KEY.renamed(ORIGIN).verifier, size),)))
+    assert report.verdict is verdict
+    assert kinds(report) == ({"checkpoint"} if verdict is Verdict.TAMPERED else set())
+
+
+@one_of_each
+def test_the_wrong_key_is_given(log: Copy, witnessed: bool) -> None:
+    keys = [OTHER_KEY.renamed(ORIGIN).verifier]
+    report = log.verify(trust=Trust(keys, outside=[log.outside()] if witnessed else []))
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) == {"checkpoint"}
+    assert len(report.problems) == (3 if witnessed else 2)
+
+
+def test_the_key_of_another_log_is_given(log: Copy) -> None:
+    report = log.verify(trust=Trust([KEY.renamed(f"{NAME}/other").verifier]))
+    assert report.verdict is Verdict.TAMPERED
+    assert report.problems[0].kind == "origin"
+
+
+def test_no_key_is_given(log: Copy) -> None:
+    report = log.verify(trust=Trust())
+    assert report.verdict is Verdict.CONSISTENT
+    assert not report.signatures_checked
+    with pytest.raises(ConfigError, match="takes the log's verifier key"):
+        log.verify(trust=Trust(outside=[log.outside()]))
+
+
+# ------------------------------------------------------------------------------------ prunings and erasures
+
+
+def forge(log: Copy, name: str, ranges: str) -> UUID:
+    """Store an event as an application can, and seal it."""
+    with Tracevault(connection_string=log.dsn) as audit:
+        return audit.emit(name, data={"ranges": json.loads(ranges)}).id
+
+
+ERASE = [
+    "INSERT INTO tracevault_erasures (tree, index, data_commitment, meta_commitment, event_id) SELECT 1, 41, "
+    r"sha256('tracevault/payload/v1\012'::bytea || uuid_send(payload_salt) || convert_to(data::text, 'UTF8')), "
+    r"sha256('tracevault/payload/v1\012'::bytea || uuid_send(payload_salt) || convert_to(meta::text, 'UTF8')), "
+    f"'{BEEF}' FROM audit_logs WHERE {THE_ROW}",
+    f"UPDATE audit_logs SET data = NULL, meta = NULL, payload_salt = NULL WHERE {THE_ROW}",
+]
+
+
+@one_of_each
+@pytest.mark.parametrize("name", ["tracevault.pruned", "tracevault.erased"])
+def test_an_event_that_nobody_sealed_allows_nothing(log: Copy, name: str, witnessed: bool) -> None:
+    forge(log, name, "[[0, 300]]")
+    log.execute(*([f"DELETE FROM audit_logs WHERE {THE_ROW}"] if name.endswith("pruned") else ERASE))
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    (problem,) = report.problems
+    assert (problem.kind, problem.index) == ("deleted" if name.endswith("pruned") else "erased", ATTACKED)
+
+
+@one_of_each
+@pytest.mark.parametrize("name", ["tracevault.pruned", "tracevault.erased"])
+def test_a_sealed_event_tells_of_what_went(log: Copy, name: str, witnessed: bool) -> None:
+    forge(log, name, "[[41, 42]]")
+    seal(log.dsn, log.state)
+    log.execute(*([f"DELETE FROM audit_logs WHERE {THE_ROW}"] if name.endswith("pruned") else ERASE))
+    report = log.verify(witnessed)
+    assert report.problems == []
+    assert report.verdict is untouched(witnessed)
+    assert (report.pruned, report.erased) == ((1, 0) if name.endswith("pruned") else (0, 1))
+    # Changed afterwards so that it allows more, it allows nothing.
+    log.execute(
+        f"""UPDATE audit_logs SET data = '{{"ranges": [[0, 300]]}}' WHERE event = '{name}'""",
+        "DELETE FROM audit_logs WHERE id = (SELECT id FROM tracevault_leaves WHERE index = 50)",
+    )
+    report = log.verify(witnessed)
+    assert {(problem.index, problem.kind) for problem in report.problems} >= {
+        (50, "deleted"),
+        (ATTACKED, "deleted" if name.endswith("pruned") else "erased"),
+        (SIZE, "changed"),
+    }
+
+
+@one_of_each
+def test_an_event_tells_of_nothing_that_comes_after_it(log: Copy, witnessed: bool) -> None:
+    forge(log, "tracevault.pruned", "[[0, 1000000]]")
+    seal(log.dsn, log.state)
+    with Tracevault(connection_string=log.dsn) as audit:
+        id_ = audit.emit("later").id
+    seal(log.dsn, log.state)
+    log.execute(f"DELETE FROM audit_logs WHERE id = '{id_}'")
+    report = log.verify(witnessed)
+    assert [(problem.kind, problem.index, problem.id) for problem in report.problems] == [("deleted", SIZE + 1, id_)]
+
+
+@one_of_each
+@pytest.mark.parametrize("ranges", ['"no ranges"', "[1, 2]", "[[1e999, 2]]", '{"a": 1}', "[[null, 7]]", "null"])
+def test_an_event_with_rubbish_tells_of_nothing(log: Copy, ranges: str, witnessed: bool) -> None:
+    log.execute(
+        "INSERT INTO audit_logs (id, event, mode, occurred_at, data) "
+        f"VALUES ('{BEEF}', 'tracevault.pruned', 'sync', now(), '{{\"ranges\": {ranges}}}')"
+    )
+    seal(log.dsn, log.state)
+    assert log.verify(witnessed).verdict is untouched(witnessed)
+    log.execute(f"DELETE FROM audit_logs WHERE {THE_ROW}")
+    assert kinds(log.verify(witnessed)) == {"deleted"}
+
+
+@one_of_each
+def test_an_erasure_is_noted_of_a_row_that_has_its_payload(log: Copy, witnessed: bool) -> None:
+    forge(log, "tracevault.erased", "[[41, 42]]")
+    seal(log.dsn, log.state)
+    log.execute(ERASE[0])
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    (problem,) = report.problems
+    assert (problem.kind, problem.index, problem.id) == ("erased", ATTACKED, log.id_of())
+    assert "its payload is still there" in problem.detail
+    # And of one whose commitments are not those that were sealed.
+    log.execute(ERASE[1], "UPDATE tracevault_erasures SET data_commitment = '\\x00'")
+    assert [(problem.kind, problem.index) for problem in log.verify(witnessed).problems] == [("changed", ATTACKED)]
+
+
+# --------------------------------------------------------------------------------------------------- the tables
+
+
+@one_of_each
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["UPDATE tracevault_trees SET size = NULL"],
+        ["UPDATE tracevault_trees SET root = NULL"],
+        ["UPDATE tracevault_trees SET root = '\\x00'"],
+        ["UPDATE tracevault_trees SET name = NULL"],
+        ["UPDATE tracevault_trees SET name = 'other'"],
+        ["UPDATE tracevault_trees SET origin = NULL"],
+        ["UPDATE tracevault_trees SET origin = 'log.example.com/other'"],
+        ["UPDATE tracevault_trees SET snapshot = NULL"],
+        ["UPDATE tracevault_trees SET walk = NULL"],
+        ["UPDATE tracevault_trees SET epoch = NULL"],
+        ["UPDATE tracevault_trees SET size = -1"],
+        ["UPDATE tracevault_trees SET size = 0"],
+        ["UPDATE tracevault_trees SET size = 301"],
+        ["UPDATE tracevault_trees SET size = 9223372036854775807"],
+        ["UPDATE tracevault_trees SET tree = 2"],
+        ["UPDATE tracevault_trees SET table_name = 'audit_user_events'"],
+        ["UPDATE tracevault_trees SET snapshot = '1:1:'", "DELETE FROM tracevault_leaves WHERE index = 41"],
+        ["DELETE FROM tracevault_trees"],
+        ["DELETE FROM tracevault_leaves"],
+        ["DELETE FROM tracevault_tiles"],
+        ["ALTER TABLE tracevault_trees ALTER COLUMN size TYPE text"],
+        ["ALTER TABLE tracevault_tiles ALTER COLUMN hashes TYPE text USING 'rubbish'"],
+        ["ALTER TABLE tracevault_leaves DROP COLUMN occurred_at"],
+        ["ALTER TABLE audit_logs DROP COLUMN payload_salt"],
+        ["ALTER TABLE audit_logs DROP COLUMN tenant_id"],
+        ["UPDATE tracevault_leaves SET id = NULL WHERE index = 41"],
+        *([f"DROP TABLE tracevault_{name}"] for name in ("trees", "leaves", "tiles", "checkpoints", "erasures")),
+        ["DROP TABLE audit_logs CASCADE"],
+        ["TRUNCATE audit_logs"],
+    ],
+    ids=lambda statements: statements[0][:60],
+)
+def test_what_was_stored_is_not_what_it_should_be(log: Copy, statements: list[str], witnessed: bool) -> None:
+    """A traceback is no verdict: it says what is wrong, or that it cannot be checked."""
+    log.execute(
+        *(
+            f"ALTER TABLE tracevault_trees ALTER COLUMN {column} DROP NOT NULL"
+            for column in ("size", "root", "name", "origin", "snapshot", "walk", "epoch")
+        ),
+        "ALTER TABLE tracevault_leaves ALTER COLUMN id DROP NOT NULL",
+        *statements,
+    )
+    try:
+        report = log.verify(witnessed)
+    except SealError as error:
+        said = str(error)
+        if "cannot be checked" not in said and "was never sealed, or what was stored of it is gone" not in said:
+            raise
+    else:
+        harmless = "SET epoch" in statements[0]
+        assert report.verdict is (untouched(witnessed) if harmless else Verdict.TAMPERED)
+
+
+@one_of_each
+def test_a_view_stands_in_place_of_the_table(log: Copy, witnessed: bool) -> None:
+    log.execute(
+        "ALTER TABLE audit_logs RENAME TO hidden",
+        "CREATE VIEW audit_logs AS SELECT * FROM hidden",
+    )
+    report = log.verify(witnessed)
+    assert report.verdict is Verdict.TAMPERED
+    assert kinds(report) == {"table"}
+
+
+def test_a_policy_hides_rows_from_whoever_verifies(log: Copy) -> None:
+    log.execute(
+        "DROP ROLE IF EXISTS auditor",
+        "CREATE ROLE auditor LOGIN",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO auditor",
+    )
+    try:
+        trust = Trust(keys=[KEY.renamed(ORIGIN).verifier])
+        with psycopg.connect(log.dsn) as connection:
+            connection.execute("SET SESSION AUTHORIZATION auditor")
+            connection.commit()
+            assert verify(connection, "audit_logs", trust).verdict is Verdict.CONSISTENT
+        log.execute(
+            "INSERT INTO audit_logs (id, event, mode, occurred_at, stored_xid) "
+            f"VALUES ('{BEEF}', 'forged', 'sync', now(), '3')",
+            "ALTER TABLE audit_logs ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY honest ON audit_logs TO auditor USING (event <> 'forged')",
+        )
+        with psycopg.connect(log.dsn) as connection:
+            connection.execute("SET SESSION AUTHORIZATION auditor")
+            connection.commit()
+            with pytest.raises(SealError, match=r"cannot be checked.*row-level security"):
+                verify(connection, "audit_logs", trust)
+        assert log.verify().verdict is Verdict.TAMPERED
+    finally:
+        log.execute("DROP OWNED BY auditor", "DROP ROLE auditor")
+
+
+# --------------------------------------------------------------------------------------------------- the report
+
+
+def test_an_incremental_verification_looks_at_what_is_new(log: Copy) -> None:
+    first = Checkpoint.parse(Note.parse(log.original.notes[WITNESSED]).text)
+    report = log.verify(first=first)
+    assert report.verdict is Verdict.CONSISTENT
+    assert (report.first, report.checked) == (WITNESSED, SIZE - WITNESSED)
+    # It is blind to what comes before, which is what makes it quick. A full one is not.
+    log.execute(f"UPDATE audit_logs SET actor_id = 'x' WHERE {THE_ROW}", FORGED.format(time="now()", xid="'3'"))
+    assert log.verify(first=first).verdict is Verdict.CONSISTENT
+    assert kinds(log.verify()) == {"changed", "inserted"}
+    log.execute("UPDATE audit_logs SET actor_id = 'x' WHERE id = (SELECT id FROM tracevault_leaves WHERE index = 250)")
+    assert [problem.index for problem in log.verify(first=first).problems] == [250]
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, WITNESSED, SIZE])
+def test_an_incremental_verification_begins_with_what_was_verified(log: Copy, size: int) -> None:
+    hashes = log.ask("SELECT string_agg(hashes, '' ORDER BY number) FROM tracevault_tiles WHERE level = 0")
+    growth = Growth()
+    growth.add(hashes[place * 32 : place * 32 + 32] for place in range(size))
+    assert log.verify(first=Checkpoint(ORIGIN, size, growth.root)).problems == []
+    report = log.verify(first=Checkpoint(ORIGIN, size, b"\1" * 32))
+    assert report.verdict is Verdict.TAMPERED
+    assert "what was verified before" in report.problems[0].detail
+    log.execute("DELETE FROM tracevault_tiles WHERE level = 0 AND number = (SELECT max(number) FROM tracevault_tiles)")
+    assert log.verify(first=Checkpoint(ORIGIN, SIZE, growth.root)).verdict is Verdict.TAMPERED
+
+
+def test_an_incremental_verification_of_a_log_that_was_cut_or_is_another(log: Copy) -> None:
+    assert kinds(log.verify(first=Checkpoint(ORIGIN, SIZE + 1, b"\1" * 32))) == {"rolled back"}
+    root = log.ask("SELECT root FROM tracevault_trees")
+    assert kinds(log.verify(first=Checkpoint(f"{NAME}/other", SIZE, root))) == {"checkpoint"}
+
+
+def test_an_old_event_that_was_changed_allows_nothing_new(log: Copy) -> None:
+    id_ = forge(log, "tracevault.pruned", "[[0, 1]]")
+    seal(log.dsn, log.state)
+    with Tracevault(connection_string=log.dsn) as audit:
+        late = audit.emit("later").id
+    seal(log.dsn, log.state)
+    first = Checkpoint.parse(
+        Note.parse(log.ask(f"SELECT note FROM tracevault_checkpoints WHERE size = {SIZE + 1}")).text
+    )
+    log.execute(
+        f"""UPDATE audit_logs SET data = '{{"ranges": [[0, 400]]}}' WHERE id = '{id_}'""",
+        f"DELETE FROM audit_logs WHERE id = '{late}'",
+    )
+    report = log.verify(first=first)
+    assert [(problem.kind, problem.index, problem.id) for problem in report.problems] == [("deleted", SIZE + 1, late)]
+
+
+def test_a_report_names_so_many_bad_places(log: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (report_module, rows_module):
+        monkeypatch.setattr(module, "MOST_PROBLEMS", 10)
+    for change in (
+        "UPDATE audit_logs SET actor_id = 'x'",
+        "UPDATE audit_logs SET id = gen_random_uuid()",
+        "DELETE FROM tracevault_leaves",
+        "DELETE FROM audit_logs",
+    ):
+        log.execute(change)
+        report = log.verify()
+        assert report.verdict is Verdict.TAMPERED
+        assert len(report.problems) == 10
+        assert report.problems_left_out >= SIZE - 10
+
+
+def test_progress_is_told(log: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "CHUNK", 128 * 2)
+    told: list[tuple[int, int]] = []
+    assert log.verify(progress=lambda done, total: told.append((done, total))).problems == []
+    assert told == [(256, SIZE), (SIZE, SIZE)]
+
+
+def test_a_report_in_json(log: Copy) -> None:
+    log.execute(f"UPDATE audit_logs SET actor_id = 'x' WHERE {THE_ROW}")
+    values = json.loads(json.dumps(log.verify(witnessed=True).as_dict()))
+    assert values["verdict"] == "TAMPERED"
+    assert values["anchor"] == {"source": "the notary", "size": WITNESSED, "at": BEGIN.isoformat()}
+    assert values["problems"] == [
+        {"kind": "changed", "detail": "its row is not what was sealed", "index": ATTACKED, "id": str(log.id_of())}
+    ]
+    assert values["root"] == log.ask("SELECT encode(root, 'hex') FROM tracevault_trees")
+
+
+def test_each_verdict_has_an_exit_code_of_its_own() -> None:
+    codes = {verdict.name: verdict.value for verdict in Verdict}
+    assert codes == {"OK": 0, "TAMPERED": 1, "UNKNOWN": 3, "CONSISTENT": 4, "INCOMPLETE": 5}
+
+
+def test_a_table_that_was_never_sealed(ready_dsn: str) -> None:
+    with psycopg.connect(ready_dsn) as connection:
+        with pytest.raises(SealError, match="was never sealed"):
+            verify(connection, "audit_logs", Trust())
+        with pytest.raises(SealError, match="was never sealed"):
+            origin_of(connection, "audit_logs")

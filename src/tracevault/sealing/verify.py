@@ -311,7 +311,10 @@ class _Verification:
         parts = []
         for number in numbers:
             width = min(WIDTH, end - number * WIDTH) * HASH
-            found = tiles.get(number, b"")[:width]
+            found = tiles.get(number, b"")
+            if len(found) > WIDTH * HASH:
+                self._add("tile", f"tile {number:,} of level 0 is longer than a tile can be", number * WIDTH)
+            found = found[:width]
             if len(found) < width:
                 self._add("tile", f"tile {number:,} of level 0 lacks hashes", number * WIDTH + len(found) // HASH)
             parts.append(found.ljust(width, b"\0"))
@@ -332,7 +335,7 @@ class _Verification:
         for level, number, content in growth.changes():
             if level:
                 found = self._run(stored_tiles(self._tree, level, number, number + 1)).get(number, b"")
-                if found[: len(content)] != content:
+                if found[: len(content)] != content or len(found) > WIDTH * HASH:
                     self._add("tile", f"tile {number:,} of level {level} is not what the hashes below it make")
         growth.settle()
 
