@@ -36,6 +36,20 @@ def prepare() -> Flow[None]:
     yield Query("SET LOCAL row_security = off", reads=False)
 
 
+_WHOLESALE = ("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "enable_bitmapscan")
+
+
+def stream(on: bool) -> Flow[None]:
+    """Let the rows of leaves come one by one in their order, from the indexes, while others are hashed.
+
+    Otherwise PostgreSQL may read the whole table for each piece of it, and sort the piece before the first row comes.
+    """
+    for setting in (*_WHOLESALE, "max_parallel_workers_per_gather"):
+        yield Query(
+            f"SET LOCAL {setting} TO {('off' if setting in _WHOLESALE else '0') if on else 'DEFAULT'}", reads=False
+        )
+
+
 def rows_sql(tree: Tree, first: int, end: int) -> str:
     """Return the SELECT, for a binary COPY, of leaves ``first`` to ``end`` in order, with their rows.
 

@@ -27,6 +27,7 @@ from tracevault.flows.verify import (
     prepare,
     stored_checkpoints,
     stored_tiles,
+    stream,
     tile_count,
     tiles_outside,
     unsigned_age,
@@ -177,7 +178,9 @@ class _Verification:
         if report.first > tree.size:
             self._add("rolled back", f"the log has {tree.size:,} leaves, and had {report.first:,} when it was verified")
         else:
+            self._run(stream(True))
             self._walk(report.first, rows)
+            self._run(stream(False))
             rows.explain(everywhere=report.first == 0)
         self._look_beyond()
         report.unsigned = max(0, tree.size - self._newest)
