@@ -17,7 +17,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python benchmarks/run.py`
 
-from benchmarks import background, sync
+from benchmarks import background, sealing, sync
 from benchmarks.measure import Row
 from benchmarks.work import Bench
 from tracevault import Tracevault, TracevaultError
@@ -36,6 +36,10 @@ ROWS: dict[str, Callable[[Bench], Row | list[Row]]] = {
     "async": lambda bench: background.throughput(bench, spool=False),
     "async-spool": lambda bench: background.throughput(bench, spool=True),
     "async-wait": background.latency,
+    "seal-emit": sealing.emits,
+    "seal-backlog": sealing.backlog,
+    "seal-latency": sealing.latency,
+    "verify": sealing.verification,
 }
 MEMORY = "memory"
 

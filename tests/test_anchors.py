@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -235,6 +238,17 @@ def test_two_processes_and_one_that_is_killed_share_a_file(file: Anchor, path: P
     assert path.read_bytes().count(b"# 20") == len(found)
 
 
+def test_who_appends_to_a_file_waits_for_the_other(file: Anchor, path: Path) -> None:
+    with path.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=file.publish, args=(Log(3).note(KEY), Log()))
+        thread.start()
+        thread.join(0.2)
+        assert path.read_bytes() == b""
+    thread.join(30)
+    assert kept(path) == [3]
+
+
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(SealError, match="cannot be written: No such file"):
         parse_anchor(f"file:{tmp_path}/none/anchor").publish(Log(1).note(KEY), Log())
@@ -368,6 +382,52 @@ def test_a_checkpoint_comes_after_all_that_it_needs(directory: Anchor, folder: P
         assert size == (300 if tiles < 4 else 1000)
         assert root_from_files(folder, size) == log.checkpoint(size).root
         assert (folder / f"checkpoints/{size}").exists()
+
+
+DYING = """
+import os, signal, sys
+from tests.logs import NAME, Log, Signer
+from tracevault.sealing.anchors import parse_anchor
+number, calls = int(sys.argv[2]), 0
+def counted(real):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+for name in ("write", "fsync", "rename", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+log = Log(700)
+parse_anchor(sys.argv[1]).publish(log.note(Signer(NAME, bytes([1] * 32))), log)
+"""
+
+
+def test_a_publisher_that_is_killed_leaves_a_whole_log(directory: Anchor, folder: Path, tmp_path: Path) -> None:
+    log, before = Log(300), tmp_path / "before"
+    directory.publish(log.note(KEY), log)
+    folder.rename(before)
+    sizes = []
+    for number in range(1, 100):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(before, folder)
+        arguments = [sys.executable, "-c", DYING, directory.sink, str(number)]
+        code = subprocess.run(arguments, timeout=60, check=False).returncode
+        note = directory.newest(ORIGIN, [VERIFIER])
+        assert note is not None
+        sizes.append(Checkpoint.parse(note.text).size)
+        assert root_from_files(folder, sizes[-1]) == log.checkpoint(sizes[-1]).root
+        for path in (folder / "checkpoints").iterdir():
+            assert Note.parse(path.read_text()).verified_by([VERIFIER]) == [VERIFIER]
+        directory.publish(log.note(KEY, 800), log)
+        assert {path.name for path in folder.iterdir()} == {".lock", "checkpoint", "checkpoints", "tile"}
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {300, 700}
+    assert len(sizes) > 15
 
 
 def test_a_tile_that_is_too_short_is_not_kept(directory: Anchor, folder: Path) -> None:
@@ -525,6 +585,12 @@ def test_a_password_goes_to_the_witness_alone(witness: Witness) -> None:
     with pytest.raises(SealError) as caught:
         anchor.publish(Log(5).note(KEY), Log())
     assert "cret" not in str(caught.value)
+
+
+def test_no_proxy_has_a_part_in_what_stays_on_this_machine(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert parse_anchor(witness.url).publish(Log(5).note(KEY), Log())
 
 
 def test_a_witness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

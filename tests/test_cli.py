@@ -136,7 +136,10 @@ def test_help_lists_every_command(cli: Cli) -> None:
     done = cli()
     assert (done.code, done.err) == (0, "")
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
-    assert listed == ["demo", "emit", "find", "get", "count", "migrate", "doctor", "spool", "init-sql", "sql-path"]
+    assert listed == [
+        *("demo", "emit", "find", "get", "count", "migrate", "roles", "doctor", "spool"),
+        *("keygen", "seal", "status", "verify", "prune", "erase", "init-sql", "sql-path"),
+    ]
 
 
 def test_version(cli: Cli) -> None:
@@ -176,6 +179,7 @@ def test_plain_fields_of_an_event_are_options_of_emit() -> None:
         ["get", str(uuid4())],
         ["emit", "a"],
         ["migrate"],
+        ["roles"],
         ["doctor"],
         ["find", "--dsn", " "],
     ],

@@ -22,6 +22,7 @@ EXAMPLES = [
     errors.DuplicateIdError("taken", id=ID),
     errors.QueueFullError("full"),
     errors.SpoolError("no room"),
+    errors.KeyStoreError("damaged"),
     errors.UndeliveredError("lost", lost=3, pending=1, spooled=2),
 ]
 

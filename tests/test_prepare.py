@@ -253,8 +253,8 @@ def test_a_forced_mode() -> None:
 
 def test_fields_of_both_calls() -> None:
     common = {
-        "event", "actor", "target", "meta", "correlation_id", "request_id", "environment", "tenant_id", "trace_id",
-        "span_id", "id", "occurred_at", "mode",
+        "event", "actor", "target", "subject", "meta", "correlation_id", "request_id", "environment", "tenant_id",
+        "trace_id", "span_id", "id", "occurred_at", "mode",
     }  # fmt: skip
     assert common | {"data"} == EVENT_FIELDS
     assert common | {"before", "after"} == DIFF_FIELDS

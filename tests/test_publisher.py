@@ -118,7 +118,7 @@ def test_a_slow_anchor_delays_nobody_and_gets_the_newest_next(publish_to: Open) 
     slow.gate.clear()
     publisher = publish_to(slow, fast)
     submit(publisher, 1)
-    wait_for(lambda: slow.sizes == [1])
+    wait_for(lambda: slow.sizes == fast.sizes == [1])
     for size in range(2, 6):
         submit(publisher, size)
         wait_for(lambda size=size: fast.sizes[-1:] == [size])  # type: ignore[misc]
@@ -139,14 +139,32 @@ def test_between_two_checkpoints_of_a_log_some_time_passes(publish_to: Open) -> 
         submit(publisher, size)
         time.sleep(0.01)
     submit(publisher, 1, USERS)
-    assert publisher.settle(30)
-    assert sink.sizes[-1] == 59
+    wait_for(lambda: publisher.status()[0].waiting == 0)
     assert (ORIGIN, 59) in sink.told
     told = [at for at, (origin, _) in zip(sink.times, sink.told, strict=True) if origin == ORIGIN]
     assert all(later - earlier >= 0.2 for earlier, later in itertools.pairwise(told))
     assert 3 <= len(told) <= (time.monotonic() - begun) / 0.2 + 1
     # Another log does not wait for it.
     assert sink.told.index((USERS, 1)) < len(sink.told) - 1
+
+
+def test_settling_waits_for_no_interval_and_no_pause(publish_to: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "FIRST_PAUSE", 120.0)
+    good, broken = Sink("good"), Sink("broken")
+    broken.error = lambda origin: SealError("down")
+    publisher = publish_to(good, broken, interval=3600)
+    for size in range(1, 8):
+        submit(publisher, size)
+        begun = time.monotonic()
+        assert not publisher.settle(30)
+        assert time.monotonic() - begun < 10
+    assert good.sizes == broken.sizes == [1, 2, 3, 4, 5, 6, 7]
+    submit(publisher, 8)
+    time.sleep(0.1)
+    assert good.sizes[-1] == broken.sizes[-1] == 7
+    broken.error = lambda origin: None
+    assert publisher.settle(30)
+    assert good.sizes[-1] == broken.sizes[-1] == 8
 
 
 @pytest.mark.usefixtures("quick")

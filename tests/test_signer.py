@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -94,11 +95,12 @@ def test_every_anchor_counts(tmp_path: Path) -> None:
 
 def test_notes_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
     signer, log = open_signer(tmp_path), Log(5)
-    genuine = Log(20).note(KEY)
+    genuine, users = Log(20).note(KEY), Log(20, "forged", origin=f"{NAME}/users")
     newest = [
         Log(20, "forged").note(OTHER_KEY),
-        Log(20, "forged", origin=f"{NAME}/users").note(KEY),
+        users.note(KEY),
         Note(genuine.text, [genuine.signatures[0]._replace(value=bytes(64))]),
+        Note(str(users.checkpoint()), [KEY.renamed(ORIGIN).sign(str(users.checkpoint()))]),
         Note("no checkpoint\n", [KEY.renamed(ORIGIN).sign("no checkpoint\n")]),
     ]
     assert signer.sign(log.checkpoint(), log.prove, newest)
@@ -187,6 +189,12 @@ def test_killed_while_the_state_is_written(call: str, tmp_path: Path) -> None:
     assert signed_sizes(tmp_path) == ({12} if call == "fsync 2" else {10})
     log = Log(13)
     assert signer.sign(log.checkpoint(), log.prove, expect_state=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["seal.key.state", "seal.key.state.lock"]
+
+
+def _state(entry: str) -> bytes:
+    root = base64.b64encode(bytes(32)).decode()
+    return f'{{"format": 1, "signed": {{"o": {{"k": {entry % root}}}}}}}'.encode()
 
 
 BROKEN = {
@@ -197,8 +205,10 @@ BROKEN = {
     "no object": b"[]",
     "bytes": b"\xff\xfe",
     "too deep": b"[" * 100_000,
-    "size": b'{"format": 1, "signed": {"o": {"k": {"size": -1, "root": "", "at": "2026-01-01T00:00:00+00:00"}}}}',
-    "true": b'{"format": 1, "signed": {"o": {"k": {"size": true, "root": "", "at": "2026-01-01T00:00:00+00:00"}}}}',
+    "size": _state('{"size": -1, "root": "%s", "at": "2026-01-01T00:00:00+00:00"}'),
+    "true": _state('{"size": true, "root": "%s", "at": "2026-01-01T00:00:00+00:00"}'),
+    "root": _state('{"size": 1, "root": "AA==%.0s", "at": "2026-01-01T00:00:00+00:00"}'),
+    "time": _state('{"size": 1, "root": "%s", "at": "2026-01-01T00:00:00"}'),
     "list": b'{"format": 1, "signed": []}',
 }
 

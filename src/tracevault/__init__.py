@@ -13,6 +13,7 @@ from tracevault.errors import (
     ConfigError,
     DriverError,
     DuplicateIdError,
+    KeyStoreError,
     MigrationError,
     OutcomeUnknownError,
     ProofError,
@@ -29,6 +30,7 @@ from tracevault.event.correlation import (
     read_correlation_id_header,
     resolve_correlation_id,
 )
+from tracevault.event.data_key import KeyStore
 from tracevault.event.diff import compute_diff
 from tracevault.event.event import AuditEvent
 from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
@@ -36,6 +38,7 @@ from tracevault.event.record import Actor, AuditRecord, Target
 from tracevault.integrity.report import Report, Verdict
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
+from tracevault.sealing.key_store import DirectoryKeyStore
 from tracevault.vault import (
     AsyncQuery,
     AsyncScope,
@@ -60,8 +63,11 @@ __all__ = [
     "AuditQuery",
     "AuditRecord",
     "ConfigError",
+    "DirectoryKeyStore",
     "DriverError",
     "DuplicateIdError",
+    "KeyStore",
+    "KeyStoreError",
     "MigrationError",
     "OutcomeUnknownError",
     "ProofError",

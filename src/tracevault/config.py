@@ -76,6 +76,17 @@ class Config:
         (), "keys whose values are masked in every payload, at any depth, whatever their case"
     )
     mask_value: str = _option("[REDACTED]", "what stands in place of a masked value")
+    encrypt_fields: Sequence[str] = _option(
+        (),
+        "paths of values that are stored encrypted, by a key of the event's subject: `data.email`, `meta.ip`, "
+        "`data.people.*.name`; needs `key_store`",
+    )
+    key_store: str | os.PathLike[str] | Callable[[str, bool], bytes | None] | Any = _option(
+        None,
+        "the data keys: a directory, a `KeyStore`, or a function `key_store(subject, create)` that returns 32 bytes; "
+        "encrypts and decrypts",
+        secret=True,
+    )
     default_mode: Literal["sync", "async"] = _option(
         "sync", '`"sync"`: `emit` returns after the commit; `"async"`: at once, background writers store it'
     )
@@ -317,6 +328,41 @@ def _check_masking(config: Config) -> None:
     _check_text(config, "mask_value", most=None)
 
 
+def _check_encryption(config: Config) -> None:
+    paths = config.encrypt_fields
+    if isinstance(paths, (str, bytes, Mapping)) or not isinstance(paths, (Sequence, set, frozenset)):
+        raise ConfigError(
+            f'`encrypt_fields` must be a list of paths: ["data.email"], got {_shown(paths)}', field="encrypt_fields"
+        )
+    for path in paths:
+        if not isinstance(path, str) or not path:
+            raise ConfigError(f"`encrypt_fields` must hold paths as text, got {_shown(path)}", field="encrypt_fields")
+    _set(config, "encrypt_fields", tuple(map(str.__str__, paths)))
+    store = config.key_store
+    if store is None:
+        if paths:
+            raise ConfigError(
+                "`encrypt_fields` needs `key_store`: a directory for the keys, or a function", field="key_store"
+            )
+        return
+    if isinstance(store, (str, os.PathLike)):
+        if not os.fspath(store):
+            raise ConfigError("`key_store` must be the path of a directory, and is empty", field="key_store")
+        return
+    methods = ("get", "create", "find", "destroy")
+    calls = [getattr(store, method, None) for method in methods]
+    if not all(map(callable, calls)):
+        calls = [store, type(store).__call__] if callable(store) else []
+    if not calls:
+        raise ConfigError(
+            "`key_store` must be the path of a directory, a `KeyStore` "
+            f"({', '.join(methods)}), or a function of subject and create, got {_shown(store)}",
+            field="key_store",
+        )
+    if any(map(inspect.iscoroutinefunction, calls)):
+        raise ConfigError("`key_store` is asked in threads and cannot be a coroutine function", field="key_store")
+
+
 def _check_text(config: Config, name: str, *, most: int | None) -> None:
     value = getattr(config, name)
     if not isinstance(value, str):
@@ -433,6 +479,7 @@ _CHECKS = cast(
         _check_scopes,
         _check_bootstrap,
         _check_masking,
+        _check_encryption,
         _check_environment,
         _check_choices,
         _check_callables,

@@ -31,9 +31,12 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
+from tracevault.event.data_key import KeyCache
+from tracevault.event.encrypt import Decryption, Encryption
 from tracevault.event.mask import masked_names
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings
+from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
 from tracevault.flows.seal import sealed_as
@@ -54,6 +57,7 @@ from tracevault.postgres.pool import (
     writer_connect,
 )
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
+from tracevault.sealing.key_store import open_key_store
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, read, read_async, store, store_async
 from tracevault.writer.stats import Counters, Stats
@@ -104,10 +108,15 @@ class _Engine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        keys = None
+        if config.key_store is not None:
+            keys = KeyCache(open_key_store(config.key_store, create=bool(config.encrypt_fields)))
+        self.decryption = None if keys is None else Decryption(keys)
         self.settings = Settings(
             Encoder(masked_names(config.mask_fields), config.mask_value, config.max_event_bytes),
             config.environment,
             config.default_mode,
+            None if keys is None or not config.encrypt_fields else Encryption(config.encrypt_fields, keys),
         )
         self.tables = config.tables
         self.state: Literal["new", "starting", "open", "closed"] = "new"
@@ -394,6 +403,15 @@ class AsyncEngine(_Engine):
         pool.open()
         return pool, last
 
+    async def apart(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do ``work`` in a thread: it asks the key store, for which the event loop must not wait."""
+        return await asyncio.to_thread(work, *args, **kwargs)
+
+    async def decrypt(self, records: Sequence[AuditRecord]) -> None:
+        """Open what is encrypted in ``records``, as far as there are keys."""
+        if self.decryption is not None and records:
+            await self.apart(self.decryption.open_all, records)
+
     async def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
         self.check_open()
         if not self._at_home():
@@ -588,6 +606,11 @@ class BlockingEngine(_Engine):
 
     def store(self, write: Write) -> None:
         store(*self._pools.get()[0], write, self.config.timeout)
+
+    def decrypt(self, records: Sequence[AuditRecord]) -> None:
+        """Open what is encrypted in ``records``, as far as there are keys."""
+        if self.decryption is not None:
+            self.decryption.open_all(records)
 
     def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
         self.check_open()

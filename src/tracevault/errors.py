@@ -11,6 +11,7 @@
     ├── DuplicateIdError     this id is taken by another event                .id
     ├── QueueFullError       the async queue is full and ``on_full`` is strict
     ├── SpoolError           the spool cannot be used
+    ├── KeyStoreError        the store of data keys cannot be used
     ├── UndeliveredError     flush or close leave records behind              .lost .spooled .pending
     ├── ProofError           a note, checkpoint or proof does not verify
     └── SealError            the log cannot be sealed
@@ -105,6 +106,10 @@ class QueueFullError(TracevaultError):
 
 class SpoolError(TracevaultError):
     """The spool's folder or file cannot be used: a right is missing, the disk fails. The event was not kept."""
+
+
+class KeyStoreError(TracevaultError):
+    """The key store of `encrypt_fields` cannot be used: a right is missing, it fails, or a key in it is damaged."""
 
 
 class UndeliveredError(TracevaultError):

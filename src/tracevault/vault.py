@@ -20,7 +20,7 @@ from tracevault.config import Config, config_from
 from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
 from tracevault.event.event import AuditEvent, DiffFields, EventFields
-from tracevault.event.prepare import Batch, Prepared, prepare, prepare_diff
+from tracevault.event.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
 from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got
 from tracevault.flows import Flow
@@ -100,11 +100,15 @@ class AsyncQuery:
         Raises `ValidationError` for an unknown or wrong filter, and for None: a forgotten value must not widen
         an audit query. The docs list the filters.
         """
-        return await self._read(lambda: read_flows.find_many(self._table, filters))
+        records = await self._read(lambda: read_flows.find_many(self._table, filters))
+        await self._engine.decrypt(records)
+        return records
 
     async def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
         """Return the event with this id (a UUID, or its 36 characters), or None."""
-        return await self._read(lambda: read_flows.find_by_id(self._table, id))
+        record = await self._read(lambda: read_flows.find_by_id(self._table, id))
+        await self._engine.decrypt([] if record is None else [record])
+        return record
 
     async def count(self, **filters: Unpack[CountFilters]) -> int:
         """Return how many events there are for which every filter holds. Counts exactly, so it may take long."""
@@ -169,7 +173,7 @@ class AsyncScope:
     ) -> list[Receipt]:
         """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
         self._engine.check_open()
-        batch = Batch(events, self._engine.settings)
+        batch = await self._batch(events)
         if connection is not None:
             batch.prepare()  # before anything is said in the caller's transaction, which a refusal would end
             flow = insert_many(self.table, batch)
@@ -211,17 +215,28 @@ class AsyncScope:
     ) -> Receipt:
         engine = self._engine
         engine.check_open()
+        if connection is None and (allow_autocommit or savepoint):
+            _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
+        settings, mode = engine.settings, None if connection is None else "sync"
+        if settings.encryption is None or awaits_no_key(event, fields, settings.encryption):
+            prepared = prepare_event(event, fields, settings, mode=mode)
+        else:
+            prepared = await engine.apart(prepare_event, event, fields, settings, mode=mode)
         if connection is not None:
-            prepared = prepare_event(event, fields, engine.settings, mode="sync")
             flow = insert(self.table, prepared)
             return (await self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint))[0]
-        if allow_autocommit or savepoint:
-            _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
-        prepared = prepare_event(event, fields, engine.settings)
         where = engine.put_now(self.name, self.table, prepared)
         if where is None:
             where = await engine.emit(self.name, self.table, prepared, self._place)
         return Receipt(prepared.id, where)
+
+    async def _batch(self, events: Any) -> Batch:
+        settings = self._engine.settings
+        if settings.encryption is None:
+            return Batch(events, settings)
+        batch = Batch(events, settings, now=False)
+        await self._engine.apart(batch.prepare)
+        return batch
 
     async def _emit_on(
         self,
@@ -343,11 +358,15 @@ class AuditQuery:
 
     def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
         """Like `AsyncQuery.find_many`."""
-        return self._read(lambda: read_flows.find_many(self._table, filters))
+        records = self._read(lambda: read_flows.find_many(self._table, filters))
+        self._engine.decrypt(records)
+        return records
 
     def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
         """Like `AsyncQuery.find_by_id`."""
-        return self._read(lambda: read_flows.find_by_id(self._table, id))
+        record = self._read(lambda: read_flows.find_by_id(self._table, id))
+        self._engine.decrypt([] if record is None else [record])
+        return record
 
     def count(self, **filters: Unpack[CountFilters]) -> int:
         """Like `AsyncQuery.count`."""

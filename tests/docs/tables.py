@@ -19,12 +19,15 @@ from tracevault.cli.group import tracevault as command_line
 from tracevault.config import Config, option_docs
 from tracevault.event import event
 from tracevault.event.record import BY_NAME, COLUMNS
+from tracevault.integrity.leaf import FIELDS as LEAF_FIELDS
 from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, Filter
 from tracevault.schema.indexes import INDEXES
 
 _MARKED = re.compile(r"(?P<begin><!-- table: (?P<name>[\w -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 _MODULES = re.compile(r"(\w+\.)+")
 _EXACTLY = re.compile(r"^(\w+) is exactly this: (.*)$")
+
+_MICROSECONDS = "8 bytes: microseconds since 2000-01-01T00:00Z, signed"
 
 # Which question an index answers cannot be read off its keys alone. A new index needs a line here.
 _SERVES = {
@@ -170,6 +173,15 @@ def columns() -> str:
     return table(("Column", "Type", "", "Most characters", "Set by", "Meaning", "In 1.0.1"), rows)
 
 
+def leaf() -> str:
+    values = {"uuid": "16 bytes", "jsonb": "32 bytes: the commitment", "timestamp with time zone": _MICROSECONDS}
+    rows = [
+        (str(stored.column.leaf), f"`{stored.name}`", values.get(stored.column.sql_type, "UTF-8"))
+        for stored in LEAF_FIELDS
+    ]
+    return table(("Tag", "Field", "Value"), [("1", "the tree's name", "UTF-8"), *rows])
+
+
 def indexes() -> str:
     rows = [
         (
@@ -246,6 +258,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "paging": paging,
     "fields": fields,
     "columns": columns,
+    "leaf": leaf,
     "indexes": indexes,
     "errors": error_tree,
     "stats": stats,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -11,12 +11,15 @@ from psycopg import Connection
 
 from tracevault import MigrationError, __version__
 from tracevault.cli.output import size
+from tracevault.event.record import INSERT_COLUMNS
 from tracevault.flows import Flow, Query
 from tracevault.flows.migrate import Plan
+from tracevault.flows.roles import look_at_grants, members
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import migration_plan
 from tracevault.schema.comparison import RIGHTS, signature
+from tracevault.schema.rights import UNSETTABLE, Thing, described, shown
 
 _OLDEST_SERVER = 140_000
 _SKEW = timedelta(seconds=1)
@@ -104,6 +107,7 @@ def check_table(connection: Connection[Any], table: str, *, reads: bool) -> Iter
         return
     yield from _check_version(plan)
     yield from _check_rights(connection, plan, reads=reads)
+    yield from _check_access(connection, table)
 
 
 def _check_version(plan: Plan) -> Iterator[Finding]:
@@ -127,7 +131,7 @@ def _check_rights(connection: Connection[Any], plan: Plan, *, reads: bool) -> It
     table = plan.state.name
     rights, role, owner, superuser = _rights(connection, table)
     if "INSERT" not in rights:
-        yield Finding("FAIL", f"{table}: {role} may not INSERT", f'GRANT INSERT ON "{table}" TO {role}')
+        yield Finding("FAIL", f"{table}: {role} may not INSERT", f"{_roles(table)}, with --writer and this role")
     if "SELECT" not in rights and reads:
         text = f"{table}: {role} may not SELECT, and reads use this connection"
         yield Finding("FAIL", text, f'GRANT SELECT ON "{table}" TO {role}')
@@ -144,6 +148,59 @@ def _check_rights(connection: Connection[Any], plan: Plan, *, reads: bool) -> It
     elif "INSERT" in rights:
         held = "INSERT and SELECT" if "SELECT" in rights else "INSERT"
         yield Finding("ok", f"{table}: {role} may {held}, and change nothing")
+
+
+def _roles(table: str) -> str:
+    return f"run `tracevault roles --table {table}` as the table's owner"
+
+
+def _check_access(connection: Connection[Any], table: str) -> Iterator[Finding]:
+    """Check the guards of a table, and who may do more than he should to it and to what seals it."""
+    access = run(connection, look_at_grants(table), Place("looking at the rights"))
+    for part, fault in access.faults:
+        yield Finding("warn", f"{part}: {fault}", _roles(table))
+    if not access.faults:
+        yield Finding("ok", f"{table}: guards refuse UPDATE, DELETE and TRUNCATE")
+    grantees = [name for name in {name for thing in access.things for name in thing.granted} if name is not None]
+    belonging = run(connection, members(table, [None, *grantees]), Place("looking at the rights"))
+    (myself,) = _ask(connection, "SELECT current_user::text")
+    excess = [finding for thing in access.things for finding in _too_much(table, thing, belonging, myself)]
+    yield from excess
+    owners = [name for name in belonging.get(None, []) if name != shown(myself)]
+    if owners:
+        text = f"{table}: {', '.join(owners)} may act as its owner, and so change what is stored"
+        yield Finding("warn", text, "let nobody be a member of the owner whose work it is not to migrate")
+    if not excess:
+        yield Finding("ok", f"{table}: no grant is more than it should be")
+
+
+def _too_much(
+    table: str, thing: Thing, belonging: Mapping[str | None, Sequence[str]], myself: str
+) -> Iterator[Finding]:
+    """Yield what of the grants on a thing is too much; what `_check_rights` says of ourselves is not said again."""
+    if thing.stranger is not None:
+        text = (
+            f"{thing.name}: it belongs to {shown(thing.stranger)} and not to the owner of {table}, so he may change it"
+        )
+        yield Finding("warn", text, f"give {thing.sql} to the owner of {table}")
+    for grantee in thing.granted:
+        rights = thing.too_much(grantee)
+        if grantee == myself and thing.kind == "table":
+            rights = frozenset(right for right in rights if right[0] not in _CHANGES)
+        name = shown(grantee)
+        inheriting = [] if grantee is None else belonging.get(grantee, [])
+        others = f", and so may its members {', '.join(inheriting)}" if inheriting else ""
+        if rights:
+            words = described(rights)
+            words_to_revoke = words.replace(" WITH GRANT OPTION", "")
+            advice = f"REVOKE {words_to_revoke} ON {thing.sql} FROM {name}"
+            yield Finding("warn", f"{thing.name}: {name} may {words}{others}", advice)
+        if thing.sets_too_much(grantee):
+            text = f"{thing.name}: {name} has INSERT on all columns, so it may set {', '.join(UNSETTABLE)}{others}"
+            yield Finding("warn", text, f"{_roles(table)}, with --writer and this role")
+    if thing.kind == "custody" and len(thing.granted) > 1:
+        text = f"{thing.name}: {', '.join(map(shown, thing.granted))} may run it; one role should, the custodian"
+        yield Finding("warn", text, f"{_roles(table)}, with --custodian, and REVOKE EXECUTE from the others")
 
 
 def check_reads(connection: Connection[Any], tables: Sequence[str]) -> Iterator[Finding]:
@@ -165,12 +222,16 @@ def check_reads(connection: Connection[Any], tables: Sequence[str]) -> Iterator[
 
 def _rights(connection: Connection[Any], table: str) -> tuple[set[str], str, bool, bool]:
     """Return the role's rights on a table, its name as SQL, and whether it owns the table or is a superuser."""
-    names = ("INSERT", "SELECT", *_CHANGES)
+    names = ("SELECT", *_CHANGES)
     held = ", ".join(f"has_table_privilege(c.oid, '{name}')" for name in names)
-    *allowed, role, owner, superuser = _ask(
+    whole, some, *allowed, role, owner, superuser = _ask(
         connection,
-        f"SELECT {held}, quote_ident(current_user), pg_has_role(c.relowner, 'USAGE'), r.rolsuper "
+        "SELECT (SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'INSERT')) FROM pg_attribute a "
+        f"WHERE a.attrelid = c.oid AND a.attname = ANY($2)), has_any_column_privilege(c.oid, 'INSERT'), {held}, "
+        "quote_ident(current_user), pg_has_role(c.relowner, 'USAGE'), r.rolsuper "
         "FROM pg_class c, pg_roles r WHERE c.oid = to_regclass(quote_ident($1)) AND r.rolname = current_user",
         table,
+        list(INSERT_COLUMNS),
     )
-    return {name for name, has in zip(names, allowed, strict=True) if has}, role, owner, superuser
+    rights = {name for name, has in zip(names, allowed, strict=True) if has}
+    return rights | ({"INSERT"} if whole else {"INSERT of some columns"} if some else set()), role, owner, superuser

@@ -9,9 +9,9 @@ import click
 from tracevault import DriverError
 from tracevault.cli.checks import Finding, check_clock, check_driver, check_reads, check_server, check_table
 from tracevault.cli.connect import connection, read_dsn, write_dsn
-from tracevault.cli.options import dsn_option
+from tracevault.cli.options import dsn_option, tables_option
 from tracevault.cli.output import console, visible
-from tracevault.config import DEFAULT_TABLE, check_table_name
+from tracevault.config import check_table_name
 
 _STYLES = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 _UNREACHABLE = 3
@@ -36,15 +36,7 @@ class _Report:
 
 
 @click.command()
-@click.option(
-    "--table",
-    "tables",
-    metavar="NAME",
-    multiple=True,
-    default=[DEFAULT_TABLE],
-    show_default=True,
-    help="an audit table; repeatable",
-)
+@tables_option
 @dsn_option("DATABASE_URL_WRITE, and DATABASE_URL_READ for what concerns reads")
 @click.pass_context
 def doctor(ctx: click.Context, dsn: str | None, tables: tuple[str, ...]) -> None:

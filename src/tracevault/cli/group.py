@@ -11,6 +11,7 @@ import click
 
 from tracevault import ConfigError, TracevaultError, ValidationError, __version__
 from tracevault.cli.count import count
+from tracevault.cli.custody import erase, prune
 from tracevault.cli.demo import demo
 from tracevault.cli.doctor import doctor
 from tracevault.cli.emit import emit
@@ -20,8 +21,12 @@ from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.roles import roles
+from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
+from tracevault.cli.status import status
+from tracevault.cli.verify import verify_command
 
 WRONG = 2
 FAILED = 3
@@ -65,7 +70,25 @@ def tracevault(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, emit, find, get, count, migrate, doctor, keygen, spool, init_sql, sql_path):
+for _command in (
+    demo,
+    emit,
+    find,
+    get,
+    count,
+    migrate,
+    roles,
+    doctor,
+    spool,
+    keygen,
+    seal,
+    status,
+    verify_command,
+    prune,
+    erase,
+    init_sql,
+    sql_path,
+):
     tracevault.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -14,7 +15,18 @@ from tracevault.schema.filters import Filter
 
 _OUTPUT_HELP = "for a person, or JSON with one event per line; default: table on a terminal, else json"
 
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def seconds(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
+    """Return the seconds in ``250ms``, ``2s``, ``5m`` or ``1h``; the callback of an option."""
+    match = _SPAN.fullmatch(value)
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no span of time: 250ms, 2s, 5m, 1h", ctx, parameter)
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def dsn_option(variables: str) -> Callable[[F], F]:
@@ -25,6 +37,16 @@ def dsn_option(variables: str) -> Callable[[F], F]:
 
 
 table_option = click.option("--table", metavar="NAME", default=DEFAULT_TABLE, show_default=True, help="the audit table")
+
+tables_option = click.option(
+    "--table",
+    "tables",
+    metavar="NAME",
+    multiple=True,
+    default=[DEFAULT_TABLE],
+    show_default=True,
+    help="an audit table; repeatable",
+)
 
 
 def output_options(function: F) -> F:

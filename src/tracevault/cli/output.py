@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -47,6 +48,25 @@ def console(*, stderr: bool = False) -> Console:
     return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield what is told of how much is done, and of how much; it shows on a terminal's standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _all: None
+        return
+    from rich import progress  # noqa: PLC0415 - see above
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(visible(doing), total=None)
+        yield lambda done, every: bar.update(task, completed=done, total=every)
+
+
 def fits(out: Console, table: Table) -> bool:
     """Whether a table can be printed without cutting anything."""
     return out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width
@@ -73,6 +93,14 @@ def size(number: int) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 99.5 else f"{amount:.3g} {unit}"
+
+
+def span(seconds: float) -> str:
+    """Return a span of time for a person: ``3 hours``."""
+    for length, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return "1 second" if 0.5 <= seconds < 1.5 else f"{max(seconds, 0):,.0f} seconds"
 
 
 def json_text(value: Any, *, ascii_only: bool = False) -> str:

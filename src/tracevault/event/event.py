@@ -19,6 +19,8 @@ class CommonFields(TypedDict, total=False):
     """Who: ``{"id": ..., "type": ...}`` or an `Actor`."""
     target: Target | Identity | None
     """To what: ``{"id": ..., "type": ...}`` or a `Target`."""
+    subject: Target | Identity | str | None
+    """Whose data key encrypts the fields of `encrypt_fields`: ``"user/42"``, or like `target`, which is the default."""
     meta: dict[str, Any] | None
     """Circumstances: address, user agent, source."""
     correlation_id: str | None

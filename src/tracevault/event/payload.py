@@ -27,13 +27,15 @@ MAX_DIGITS = 1000
 MAX_EXPONENT = 1000
 _INT_LIMIT = 10**MAX_DIGITS
 _WORD = 2**63
-# Up to this length a text is covered by the count of nodes; see _Walk.left.
+# Up to this length a text is covered by the count of nodes; see Walk.left.
 _SHORT = 64
 _KNOWN_KEYS = 4096
 _quote = encode_basestring
+# JSON text as `jsonb_text` wants it: every number a Decimal.
+EXACT = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 
 
-class _Refused(Exception):  # noqa: N818 - control flow inside this module
+class Refused(Exception):  # noqa: N818 - control flow inside this module
     """A value that cannot be stored. ``path`` grows while the exception climbs, innermost key first.
 
     ``endless``: too deep or too large, as a cycle is.
@@ -65,26 +67,26 @@ class Encoder:
         """Whether the value under ``key`` is replaced."""
         return fold(key) in self.names
 
-    def encode(self, value: Any, field: str, *, depth: int = 1, hidden: bool = False) -> str:
+    def encode(self, value: Any, field: str, *, depth: int = 1, hidden: bool = False, walk: Walk | None = None) -> str:
         """Return the JSON object ``value`` as text; raise `ValidationError` with the path below ``field``.
 
         ``depth`` is the nesting level at which ``value`` counts; more than 100 levels are refused. ``hidden``:
-        it is checked, and masked as a whole.
+        it is checked, and masked as a whole. ``walk``: how to go through it, where that is not the usual way.
         """
         if not isinstance(value, dict):
             raise ValidationError(f"`{field}` must be a dict with string keys, not {_describe(value)}", field=field)
-        walk = _Walk(self)
+        walk = walk or Walk(self)
         try:
             if hidden:
                 walk.check_hidden(value, depth - 1)
                 return self.mask_text
             return walk.object_text(value, depth)
-        except _Refused as refused:
+        except Refused as refused:
             refusal = refused
         raise _refusal_error(value, field, refusal)
 
 
-class _Walk:
+class Walk:
     """One encoding under way. ``left`` is what remains of the budget: one per value, more for long texts."""
 
     __slots__ = ("behind", "encoder", "left")
@@ -96,7 +98,7 @@ class _Walk:
 
     def object_text(self, value: dict[Any, Any], depth: int) -> str:
         if depth > MAX_DEPTH:
-            raise _too_deep()
+            raise too_deep()
         self.left -= len(value) + 1
         if self.left < 0:
             raise self.too_large()
@@ -121,14 +123,14 @@ class _Walk:
                     parts.append(prefix + "null")
                 else:
                     parts.append(prefix + self.value_text(item, depth))
-        except _Refused as refused:
+        except Refused as refused:
             refused.path.append(key if isinstance(key, str) else self.key_shown(key))
             raise
         return "{" + ", ".join(parts) + "}"
 
     def array_text(self, value: list[Any] | tuple[Any, ...], depth: int) -> str:
         if depth > MAX_DEPTH:
-            raise _too_deep()
+            raise too_deep()
         self.left -= len(value) + 1
         if self.left < 0:
             raise self.too_large()
@@ -136,7 +138,7 @@ class _Walk:
         try:
             for item in value:
                 parts.append(self.value_text(item, depth))  # noqa: PERF401 - len(parts) is the path on failure
-        except _Refused as refused:
+        except Refused as refused:
             refused.path.append(len(parts))
             raise
         return "[" + ", ".join(parts) + "]"
@@ -169,7 +171,7 @@ class _Walk:
             return self.object_text(item, depth + 1)
         if isinstance(item, (list, tuple)):
             return self.array_text(item, depth + 1)
-        raise _Refused(
+        raise Refused(
             f"is {_describe(item)}, which JSON cannot hold: pass None, bool, int, float, Decimal, str, "
             "datetime, date, UUID, Enum, dict, list or tuple"
         )
@@ -178,9 +180,9 @@ class _Walk:
         if len(item) > _SHORT:
             self.spend(len(item))
         if "\0" in item:
-            raise _Refused(f"contains the character U+0000, which PostgreSQL cannot store{self.shown(item)}")
+            raise Refused(f"contains the character U+0000, which PostgreSQL cannot store{self.shown(item)}")
         if not item.isascii() and has_surrogate(item):
-            raise _Refused(f"contains a lone surrogate, which is not valid Unicode text{self.shown(item)}")
+            raise Refused(f"contains a lone surrogate, which is not valid Unicode text{self.shown(item)}")
         quoted: str = _quote(item)
         return quoted
 
@@ -188,7 +190,7 @@ class _Walk:
         if -_WORD < item < _WORD:
             return int.__repr__(item)
         if not -_INT_LIMIT < item < _INT_LIMIT:
-            raise _Refused(f"is an integer of more than {MAX_DIGITS:,} digits{self.shown(item)}")
+            raise Refused(f"is an integer of more than {MAX_DIGITS:,} digits{self.shown(item)}")
         # By way of Decimal, since Python can be told to print no integer of more than 640 digits.
         text = str(Decimal(item))
         self.spend(len(text))
@@ -196,15 +198,15 @@ class _Walk:
 
     def float_text(self, item: float) -> str:
         if not math.isfinite(item):
-            raise _Refused(f"is not a finite number, which JSON cannot hold{self.shown(item)}")
+            raise Refused(f"is not a finite number, which JSON cannot hold{self.shown(item)}")
         return float.__repr__(item)
 
     def decimal_text(self, item: Decimal) -> str:
         _sign, digits, exponent = item.as_tuple()
         if not isinstance(exponent, int):
-            raise _Refused(f"is not a finite number, which JSON cannot hold{self.shown(item)}")
+            raise Refused(f"is not a finite number, which JSON cannot hold{self.shown(item)}")
         if len(digits) > MAX_DIGITS or abs(exponent) > MAX_EXPONENT:
-            raise _Refused(
+            raise Refused(
                 f"is a Decimal beyond {MAX_DIGITS:,} digits or an exponent of {MAX_EXPONENT:,} either way"
                 f"{self.shown(item)}"
             )
@@ -216,21 +218,21 @@ class _Walk:
         if not isinstance(item, datetime):
             return str(item) if isinstance(item, UUID) else item.isoformat()
         if item.utcoffset() is None:
-            raise _Refused(f"is a naive datetime; pass an aware one, as datetime.now(UTC){self.shown(item)}")
+            raise Refused(f"is a naive datetime; pass an aware one, as datetime.now(UTC){self.shown(item)}")
         try:
             return iso_utc(item)
         except OverflowError:
-            raise _Refused(f"lies outside the years 1 to 9999 in UTC{self.shown(item)}") from None
+            raise Refused(f"lies outside the years 1 to 9999 in UTC{self.shown(item)}") from None
 
     def key_text(self, key: Any) -> str:
         """Return a key that is not known yet, or masked, as text; remember it, unless it is masked."""
         if not isinstance(key, str):
-            raise _Refused(f"is a key of type {type(key).__name__}; keys must be strings")
+            raise Refused(f"is a key of type {type(key).__name__}; keys must be strings")
         key = str.__str__(key)
         if len(key) > _SHORT:
             self.spend(len(key))
         if "\0" in key or has_surrogate(key):
-            raise _Refused("is a key with U+0000 or a lone surrogate, which PostgreSQL cannot store")
+            raise Refused("is a key with U+0000 or a lone surrogate, which PostgreSQL cannot store")
         prefix: str = _quote(key) + ": "
         known = self.encoder.prefixes
         if len(known) < _KNOWN_KEYS and len(key) <= _SHORT and not self.encoder.masks(key):
@@ -253,9 +255,9 @@ class _Walk:
         if self.left < 0:
             raise self.too_large()
 
-    def too_large(self) -> _Refused:
+    def too_large(self) -> Refused:
         """Return the refusal of what exceeds the budget."""
-        return _Refused(f"makes the event larger than `max_event_bytes` ({self.encoder.max_bytes:,})", endless=True)
+        return Refused(f"makes the event larger than `max_event_bytes` ({self.encoder.max_bytes:,})", endless=True)
 
     def shown(self, item: object) -> str:
         """Return the value for the message."""
@@ -266,7 +268,7 @@ class _Walk:
         return got(key)
 
 
-class _HiddenWalk(_Walk):
+class _HiddenWalk(Walk):
     """Checks what stands below masked keys. It is not stored, so its size does not count, and it is not shown."""
 
     __slots__ = ("deepest", "heights")
@@ -298,8 +300,8 @@ class _HiddenWalk(_Walk):
     def masks(self, key: str) -> bool:
         return False
 
-    def too_large(self) -> _Refused:
-        return _Refused("is too large to be checked, even though it is masked", endless=True)
+    def too_large(self) -> Refused:
+        return Refused("is too large to be checked, even though it is masked", endless=True)
 
     def shown(self, item: object) -> str:
         return ""
@@ -308,11 +310,12 @@ class _HiddenWalk(_Walk):
         return f"an instance of {type(key).__name__}"
 
 
-def _too_deep() -> _Refused:
-    return _Refused(f"is nested deeper than {MAX_DEPTH} levels", endless=True)
+def too_deep() -> Refused:
+    """Return the refusal of what is nested too deep."""
+    return Refused(f"is nested deeper than {MAX_DEPTH} levels", endless=True)
 
 
-def _refusal_error(root: Any, field: str, refused: _Refused) -> ValidationError:
+def _refusal_error(root: Any, field: str, refused: Refused) -> ValidationError:
     steps = refused.path[::-1]
     reason = refused.reason
     if refused.endless:

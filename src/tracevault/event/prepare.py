@@ -5,11 +5,9 @@ Pure: it reads the caller's objects, changes none of them, and touches neither d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from enum import Enum
 from operator import itemgetter
 from typing import Any, NamedTuple, overload
@@ -17,10 +15,12 @@ from uuid import UUID
 
 from tracevault.errors import ValidationError
 from tracevault.event import rules
+from tracevault.event.data_key import subject_of
 from tracevault.event.diff import compute_diff
+from tracevault.event.encrypt import Encryption, EventCipher
 from tracevault.event.event import AuditEvent, DiffFields
 from tracevault.event.ids import uuid7
-from tracevault.event.payload import Encoder, decode, jsonb_text, utf8_length
+from tracevault.event.payload import EXACT, Encoder, decode, jsonb_text, utf8_length
 from tracevault.event.record import (
     BY_NAME,
     GENERATED_COLUMNS,
@@ -48,7 +48,6 @@ _TEXTS = tuple(
 _GENERATED_ROOTS = frozenset(stored.column.generated[0] for stored in GENERATED_COLUMNS if stored.column.generated)
 _NOTHING_GIVEN: dict[str, Any] = dict.fromkeys(INSERT_COLUMNS)
 _row = itemgetter(*INSERT_COLUMNS)
-_EXACT = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Settings:
     encoder: Encoder
     environment: str | None
     default_mode: str
+    encryption: Encryption | None = None
 
 
 class Prepared(NamedTuple):
@@ -80,11 +80,16 @@ def prepare(event: Any, fields: Mapping[str, Any], settings: Settings, *, mode: 
     """
     values = _merge(event, fields, EVENT_FIELDS)
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
-    data = values.get("data")
-    data_text = None if data is None else settings.encoder.encode(data, "data")
+    cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
+    data, encoder = values.get("data"), settings.encoder
+    walk = None if cipher is None else cipher.walk(encoder, "data")
+    data_text = None if data is None else encoder.encode(data, "data", walk=walk)
     if data is not None and not _GENERATED_ROOTS.isdisjoint(data):
-        _check_generated(data, settings.encoder)
-    return _finish(name, values, data_text, settings, mode)
+        if walk is None or data_text is None:
+            _check_generated(data, encoder)
+        else:  # what is stored, not what the caller gave
+            _check_generated(EXACT.decode(data_text), None)
+    return _finish(name, values, data_text, settings, mode, cipher)
 
 
 def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, mode: str | None = None) -> Prepared:
@@ -95,33 +100,38 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
     values = _merge(event, fields, DIFF_FIELDS)
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     encoder = settings.encoder
+    cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
+    walks = dict.fromkeys(("before", "after", "diff"), None) if cipher is None else cipher.diff_walks(encoder)
     sides = {side: {} if values.get(side) is None else values[side] for side in ("before", "after")}
-    texts = {side: encoder.encode(value, side, hidden=encoder.masks(side)) for side, value in sides.items()}
+    texts = {
+        side: encoder.encode(value, side, hidden=encoder.masks(side), walk=walks[side]) for side, value in sides.items()
+    }
     # The values in it passed at depth 2 of their side; under diff they stand two levels further down.
     diff = compute_diff(sides["before"], sides["after"])
-    texts["diff"] = encoder.encode(diff, "diff", depth=-1, hidden=encoder.masks("diff"))
+    texts["diff"] = encoder.encode(diff, "diff", depth=-1, hidden=encoder.masks("diff"), walk=walks["diff"])
     data_text = ", ".join(f'"{part}": {text}' for part, text in texts.items())
-    return _finish(name, values, "{" + data_text + "}", settings, mode)
+    return _finish(name, values, "{" + data_text + "}", settings, mode, cipher)
 
 
 class Batch(Sequence[Prepared]):
     """The events of one `emit_many`, prepared when they are first asked for, and once.
 
     So the database stores the first ones while the last ones are still prepared. The first few are prepared at
-    once, and all of them where one has an id, as they then go another way. A refusal names the event's place:
-    ``events[3].data.price``.
+    once, unless ``now`` is False, and all of them where one has an id, as they then go another way. A refusal names
+    the event's place: ``events[3].data.price``.
     """
 
     _AT_ONCE = 64
 
-    def __init__(self, events: Any, settings: Settings) -> None:
+    def __init__(self, events: Any, settings: Settings, *, now: bool = True) -> None:
         if isinstance(events, (str, bytes, Mapping)) or not isinstance(events, Iterable):
             raise ValidationError(f"`events` must be a list of events, got {rules.got(events)}", field="events")
         self._events = list(events)
         self._settings = settings
         self._prepared: list[Prepared] = []
         self.given_ids = any(isinstance(event, Mapping) and event.get("id") is not None for event in self._events)
-        self.prepare(None if self.given_ids else self._AT_ONCE)
+        if now:
+            self.prepare(None if self.given_ids else self._AT_ONCE)
 
     def prepare(self, count: int | None = None) -> None:
         """Prepare the first ``count`` events, or all."""
@@ -185,7 +195,12 @@ def _joined(event: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, An
 
 
 def _finish(
-    name: str, values: Mapping[str, Any], data_text: str | None, settings: Settings, forced_mode: str | None
+    name: str,
+    values: Mapping[str, Any],
+    data_text: str | None,
+    settings: Settings,
+    forced_mode: str | None,
+    cipher: EventCipher | None,
 ) -> Prepared:
     get = values.get
     row = _NOTHING_GIVEN.copy()
@@ -216,12 +231,50 @@ def _finish(
             row[field] = rules.hex_id(value, field, limit)
 
     meta = get("meta")
-    row["meta"] = meta_text = None if meta is None else settings.encoder.encode(meta, "meta")
+    walk = None if cipher is None else cipher.walk(settings.encoder, "meta")
+    row["meta"] = meta_text = None if meta is None else settings.encoder.encode(meta, "meta", walk=walk)
     _check_size(data_text or "", meta_text or "", settings.encoder.max_bytes)
 
     given_id = get("id")
-    row["id"] = uuid7() if given_id is None else rules.uuid(given_id, "id")
+    if cipher is not None:
+        row["id"] = cipher.id
+    else:
+        row["id"] = uuid7() if given_id is None else rules.uuid(given_id, "id")
+    if cipher is None and get("subject") is not None:
+        _subject(values)  # nothing is encrypted here, but it is checked all the same
     return Prepared(row["id"], mode, _row(row), given_id is not None, occurred_at is not None)
+
+
+def _cipher(values: Mapping[str, Any], encryption: Encryption) -> EventCipher:
+    given = values.get("id")
+    id_ = uuid7() if given is None else rules.uuid(given, "id")
+    return EventCipher(encryption, id_, _subject(values))
+
+
+def _subject(values: Mapping[str, Any]) -> str | None:
+    """Return by whose key the event is encrypted: the subject's if one is given, else the target's."""
+    value = values.get("subject")
+    if not isinstance(value, str):
+        field = "target" if value is None else "subject"
+        id_, type_ = _identity(values.get(field), field, Target)
+        return None if id_ is None or type_ is None else subject_of(type_, id_)
+    value = rules.text(value, "subject", 2 * _IDENTITY_LIMIT + 1)
+    type_, slash, id_ = value.partition("/")
+    if not slash or rules.is_blank(type_) or rules.is_blank(id_):
+        raise ValidationError(
+            f"`subject` must be a type and an id with a slash between, as user/42, got {rules.got(value)}",
+            field="subject",
+        )
+    return value
+
+
+def awaits_no_key(event: Any, fields: Mapping[str, Any], encryption: Encryption) -> bool:
+    """Whether `prepare` and `prepare_diff` need not ask the key store, which may take long, for this event."""
+    try:
+        subject = _subject(_merge(event, fields, EVENT_FIELDS | DIFF_FIELDS))
+    except ValidationError:
+        return True
+    return subject is None or encryption.keys.has(subject)
 
 
 def _identity(value: Any, field: str, kind: type[Actor | Target]) -> tuple[str | None, str | None]:
@@ -233,7 +286,7 @@ def _identity(value: Any, field: str, kind: type[Actor | Target]) -> tuple[str |
         id_, type_ = value.id, value.type
     else:
         raise ValidationError(
-            f'`{field}` must be {{"id": ..., "type": ...}} or {field.capitalize()}(id, type), got {rules.got(value)}',
+            f'`{field}` must be {{"id": ..., "type": ...}} or {kind.__name__}(id, type), got {rules.got(value)}',
             field=field,
         )
     id_ = rules.text(id_, field + ".id", _IDENTITY_LIMIT, blank=False)
@@ -274,13 +327,13 @@ def generated_value(data: dict[str, Any], path: tuple[str, ...], encoder: Encode
             return None
         value = encoder.mask_value if encoder is not None and encoder.masks(key) else value[key]
     if encoder is not None and type(value) is not str:
-        value = _EXACT.decode(encoder.encode({"": value}, ""))[""]
+        value = EXACT.decode(encoder.encode({"": value}, ""))[""]
     if value is None:
         return None
     return (value if isinstance(value, str) else jsonb_text(value)).strip(" ") or None
 
 
-def _check_generated(data: dict[str, Any], encoder: Encoder) -> None:
+def _check_generated(data: dict[str, Any], encoder: Encoder | None) -> None:
     for stored in GENERATED_COLUMNS:
         path, limit = stored.column.generated, stored.column.limit
         assert path is not None and limit is not None  # noqa: PT018
@@ -297,7 +350,7 @@ def _check_generated(data: dict[str, Any], encoder: Encoder) -> None:
 def unstored_record(prepared: Prepared) -> AuditRecord:
     """Return the record that would have been stored, for ``on_error``."""
     values: dict[str, Any] = dict(zip(INSERT_COLUMNS, prepared.row, strict=True))
-    data = _EXACT.decode(values["data"] or "{}")
+    data = EXACT.decode(values["data"] or "{}")
     for stored in GENERATED_COLUMNS:
         assert stored.column.generated is not None
         values[stored.name] = generated_value(data, stored.column.generated)

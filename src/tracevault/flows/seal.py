@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from tracevault.errors import SealError
@@ -83,6 +83,17 @@ def tables_exist() -> Flow[bool]:
     """Whether the tables of `schema.trees` are there."""
     found = yield Query("SELECT to_regclass($1) IS NOT NULL", (ERASURES,))  # the last one to be made
     return bool(found.rows[0][0])
+
+
+def estimate(table: str) -> Flow[int]:
+    """Return about how many rows the table has; 0 where PostgreSQL has not counted."""
+    found = yield Query(
+        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class AS c WHERE c.relkind = 'r' AND "
+        "(c.oid = to_regclass(quote_ident($1)) OR c.oid IN "
+        "(SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass(quote_ident($1))))",
+        (table,),
+    )
+    return int(found.rows[0][0])
 
 
 def has_checkpoints(tree: Tree) -> Flow[bool]:
@@ -307,3 +318,57 @@ def sealed_as(table: str, id_: UUID) -> Flow[int | None]:
         (table, id_),
     )
     return None if found.rows[0][0] is None else int(found.rows[0][0])
+
+
+class Standing(NamedTuple):
+    """How far the sealing of a table is: leaves, the newest signed checkpoint, and rows that wait."""
+
+    signed: int
+    signed_at: datetime | None
+    sealed_at: datetime | None
+    waiting: int
+    oldest_waiting: float
+    """Seconds since the oldest waiting row was stored."""
+
+
+def standing(tree: Tree) -> Flow[Standing]:
+    """Return how far the sealing of a tree is. Quick while little waits."""
+    found = yield Query(
+        f"SELECT max(c.size), max(c.created_at), (SELECT t.sealed_at FROM {TREES} AS t WHERE t.tree = $1) "
+        f"FROM {CHECKPOINTS} AS c WHERE c.tree = $1",
+        (tree.number,),
+    )
+    signed, signed_at, sealed_at = found.rows[0]
+    waiting = yield Query(
+        f"""SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(r.created_at)), 0)::float8
+FROM "{tree.table}" AS r WHERE r.stored_xid >= pg_snapshot_xmin($1::pg_snapshot)
+  AND NOT pg_visible_in_snapshot(r.stored_xid, $1::pg_snapshot)""",
+        (tree.snapshot,),
+    )
+    return Standing(signed or 0, signed_at, sealed_at, *waiting.rows[0])
+
+
+class Receipts(NamedTuple):
+    """What one anchor has said: its last receipt, and what went wrong since."""
+
+    sink: str
+    size: int | None
+    at: datetime | None
+    receipt: str | None
+    error: str | None
+    error_at: datetime | None
+
+
+def receipts(tree: Tree) -> Flow[list[Receipts]]:
+    """Return what each anchor of a tree has said last."""
+    found = yield Query(
+        f"""SELECT sinks.sink, good.size, good.at, good.receipt, bad.error, bad.at
+FROM (SELECT DISTINCT sink FROM {ANCHORS} WHERE tree = $1) AS sinks
+LEFT JOIN LATERAL (SELECT size, at, receipt FROM {ANCHORS} AS a WHERE a.tree = $1 AND a.sink = sinks.sink
+  AND a.receipt IS NOT NULL ORDER BY a.size DESC LIMIT 1) AS good ON true
+LEFT JOIN LATERAL (SELECT error, at FROM {ANCHORS} AS a WHERE a.tree = $1 AND a.sink = sinks.sink
+  AND a.error IS NOT NULL AND a.at > coalesce(good.at, '-infinity') ORDER BY a.at DESC LIMIT 1) AS bad ON true
+ORDER BY sinks.sink""",
+        (tree.number,),
+    )
+    return [Receipts(*row) for row in found.rows]

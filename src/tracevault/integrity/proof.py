@@ -41,6 +41,7 @@ class TlogProof:
             raise ProofError(f"a hash of the proof is not of {HASH_SIZE} bytes")
         if self.extra == b"":
             raise ProofError("the extra data is empty: leave it out")
+        Checkpoint.parse(self.checkpoint.text)
 
     @classmethod
     def parse(cls, proof: str) -> TlogProof:

@@ -149,33 +149,39 @@ def _migrate_table(connection: Connection[Any], table_plan: Plan, announce: Call
     for change in columns:
         announce(f"{name}: {change.summary}")
     if columns or not table_plan.state.exists:
-        _patiently(connection, partial(change_columns, table_plan), name)
+        patiently(connection, partial(change_columns, table_plan), name)
     for change in table_plan.pending("function"):
         announce(f"{name}: {change.summary}")
-        _patiently(connection, partial(make_function, table_plan, change), name)
+        patiently(connection, partial(make_function, table_plan, change), name)
     for change in table_plan.pending("index"):
         announce(f"{name}: {change.summary}")
         if table_plan.state.partitioned:  # PostgreSQL cannot index it CONCURRENTLY
-            _patiently(connection, partial(replace_index, table_plan, change), name)
+            patiently(connection, partial(replace_index, table_plan, change), name)
             continue
         run(connection, build_index(table_plan, change), _MIGRATING)
-        _patiently(connection, partial(swap_index, table_plan, change), name)
+        patiently(connection, partial(swap_index, table_plan, change), name)
         run(connection, drop_indexes(table_plan, change), _MIGRATING)
 
 
-def _patiently(connection: Connection[Any], flow: Callable[[], Flow[None]], table: str) -> None:
+def patiently(
+    connection: Connection[Any],
+    flow: Callable[[], Flow[None]],
+    table: str,
+    command: str = "migrate",
+    place: Place = _MIGRATING,
+) -> None:
     """Run a flow in a transaction; again while it does not get a lock, letting writers go on in between."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
             with connection.transaction():
-                return run(connection, flow(), _MIGRATING)
+                return run(connection, flow(), place)
         except DriverError as error:
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
             if time.monotonic() > until:
                 raise MigrationError(
-                    f"table `{table}` is in use by a transaction that does not end; run `tracevault migrate` "
+                    f"table `{table}` is in use by a transaction that does not end; run `tracevault {command}` "
                     "again when it has ended: what is done stays done"
                 ) from error
         time.sleep(_PAUSE)

@@ -7,8 +7,8 @@ table's owner (SECURITY DEFINER), so that a retry needs no right to read. What s
   stored, one would have to guess an id and everything else at once. Digests would serve a guesser no worse, and need
   a second canonical form of JSON.
 - Who asks? Inside, ``current_user`` is the owner. The asker is the role that SET ROLE chose, else the session's; the
-  server lets nobody set either to a role that he is not a member of. The asker must have INSERT on the table. That is
-  checked inside, since it cannot be granted along with INSERT; so EXECUTE may stay with PUBLIC.
+  server lets nobody set either to a role that he is not a member of. The asker must have INSERT, be it on the table's
+  columns alone. That is checked inside, since it cannot be granted along with INSERT; so EXECUTE may stay with PUBLIC.
 - Who may SELECT is turned away: he has no use for it. This keeps out code of other roles that runs in a session of a
   superuser or of the owner, such as an index expression during autovacuum, where the session is no sign of its rights.
 - It reads only a table, named with its schema, of its own owner: a view put in that place could run anything as him.
@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.event.record import BY_NAME, INSERT_COLUMNS, PAYLOAD_SALT, STORED_XID
+from tracevault.integrity.leaf import PAYLOADS
 
 # How it was written is not what was said: a retry in another mode is the same event.
 CONTENT = tuple(name for name in INSERT_COLUMNS if name not in {"id", "mode", "occurred_at"})
@@ -32,17 +33,28 @@ ARGUMENTS = (
     *((name, BY_NAME[name].column.sql_type) for name in CONTENT),
 )
 
+# Every row that knows its transaction has a salt, until it is erased.
+_ERASED = (
+    f"(stored.{PAYLOAD_SALT} IS NULL AND stored.{STORED_XID} IS NOT NULL"
+    f"{''.join(f' AND stored.{name} IS NULL' for name in PAYLOADS)})"
+)
+
 _SUFFIX = "_compare"
 _LONGEST_NAME = 63
 _SETTINGS = "search_path=pg_catalog, pg_temp"
 
 
-def function_name(table: str) -> str:
-    """Return the function's name: ``{table}_compare``, shortened with a hash where it would pass 63 bytes."""
-    if len(table) + len(_SUFFIX) <= _LONGEST_NAME:
-        return table + _SUFFIX
+def companion(table: str, suffix: str) -> str:
+    """Return the name of what stands beside a table: with ``suffix``, and shortened with a hash beyond 63 bytes."""
+    if len(table) + len(suffix) <= _LONGEST_NAME:
+        return table + suffix
     digest = hashlib.sha256(table.encode()).hexdigest()[:8]
-    return f"{table[: _LONGEST_NAME - len(_SUFFIX) - 9]}_{digest}{_SUFFIX}"
+    return f"{table[: _LONGEST_NAME - len(suffix) - 9]}_{digest}{suffix}"
+
+
+def function_name(table: str) -> str:
+    """Return the function's name: ``{table}_compare``."""
+    return companion(table, _SUFFIX)
 
 
 def signature(table: str) -> str:
@@ -59,10 +71,11 @@ def call(schema: str, table: str) -> str:
 def says_the_same(columns: Sequence[str], first: int) -> str:
     """Return the condition that a row ``stored`` has these values in ``columns``; the first is ``${first}``.
 
-    Erasure, when it comes, belongs here: an erased row says the same as any event of its id.
+    What the payloads of an erased row said is not known any more: they count as the same.
     """
     return " AND ".join(
-        f"stored.{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
+        f"(stored.{name} IS NOT DISTINCT FROM ${place}::{BY_NAME[name].column.sql_type}"
+        f"{f' OR {_ERASED}' if name in PAYLOADS else ''})"
         for place, name in enumerate(columns, first)
     )
 
@@ -78,7 +91,7 @@ BEGIN
     SELECT c.relkind = 'p' INTO partitioned
     FROM pg_class AS c JOIN pg_roles AS owner ON owner.oid = c.relowner
     WHERE c.oid = to_regclass({{literal}}) AND c.relkind IN ('r', 'p') AND owner.rolname = current_user
-        AND has_table_privilege(asker, c.oid, 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
+        AND has_column_privilege(asker, c.oid, 'id', 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
     IF NOT FOUND THEN
         RAISE insufficient_privilege USING MESSAGE = 'this function compares for roles that may INSERT into its table'
             ' and not SELECT from it', HINT = 'After SET ROLE the new role counts, inside another SECURITY DEFINER'

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from uuid import uuid4
 
 
 def create(path: Path, data: bytes, mode: int) -> None:
@@ -27,15 +26,21 @@ def create(path: Path, data: bytes, mode: int) -> None:
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
-    """Make a file, or put this one in its place at once: a reader finds the old one or the new one, whole."""
-    place(path, data, mode)
+    """Make a file, or put this one in its place at once: a reader finds the old one or the new one, whole.
+
+    The caller holds a lock: what is written meanwhile stands in ``.NAME.new``, where nobody else may write, and which
+    a process that was killed leaves to the next.
+    """
+    place(path, data, mode, path.with_name(f".{path.name}.new"))
     sync_folder(path.parent)
 
 
-def place(path: Path, data: bytes, mode: int) -> None:
-    """Do as `replace`, but leave it to the caller to `sync_folder`, once for many files."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+def place(path: Path, data: bytes, mode: int, temporary: Path) -> None:
+    """Do as `replace`, but leave it to the caller to `sync_folder`, once for many files, and to say what for a time.
+
+    ``temporary`` is on the same file system.
+    """
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:
             os.fchmod(descriptor, mode)

@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from tracevault.errors import SealError
 from tracevault.flows.seal import HASH, read_tiles
 from tracevault.integrity.merkle import consistency_proof
 from tracevault.integrity.tiles import TileFetcher, tile_reader
@@ -24,12 +25,15 @@ class LogConnection:
         self._connect = connect
         self._lock = Lock()
         self._connection: Connection[Any] | None = None
+        self._closed = False
 
     def tiles(self, tree: int) -> TileFetcher:
         """Return what reads tiles of a tree, by (level, number)."""
 
         def fetch(wanted: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], bytes]:
             with self._lock:
+                if self._closed:
+                    raise SealError("the sealer was closed")
                 if self._connection is None or self._connection.closed:
                     self._connection = self._connect()
                 return run(self._connection, read_tiles(tree, wanted), _READING)
@@ -37,8 +41,9 @@ class LogConnection:
         return fetch
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, for good: an anchor that is still at work gets no other one."""
         with self._lock:
+            self._closed = True
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -80,6 +80,7 @@ class _Lane:
         self._failures: dict[str, int] = {}
         self._status = AnchorStatus(anchor.sink)
         self._thread: threading.Thread | None = None
+        self._hurried = 0
         self._closed = False
 
     def submit(self, origin: str, pending: _Pending) -> None:
@@ -98,9 +99,15 @@ class _Lane:
             return replace(self._status, waiting=len(self._pending))
 
     def settle(self, deadline: float) -> bool:
-        """Wait until all that waits was tried, or for the time to pass; return whether nothing waits any more."""
+        """Have what waits untried be tried at once, and wait for that, or for the time to pass.
+
+        Return whether nothing waits any more.
+        """
         with self._changed:
+            self._hurried += 1
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._untried or self._closed, max(0.0, deadline - time.monotonic()))
+            self._hurried -= 1
             return not self._pending
 
     def close(self) -> None:
@@ -128,7 +135,8 @@ class _Lane:
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
-                times = {origin: self._next.get(origin, 0.0) for origin in self._pending}
+                at_once = self._untried if self._hurried else ()
+                times = {origin: 0.0 if origin in at_once else self._next.get(origin, 0.0) for origin in self._pending}
                 origin = min(times, key=times.__getitem__, default=None)
                 if origin is not None and times[origin] <= now:
                     return origin, self._pending[origin]
@@ -209,7 +217,11 @@ class Publisher:
         return [lane.status() for lane in self._lanes]
 
     def settle(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds until all was tried once; return whether every anchor has all."""
+        """Have each anchor told of the newest checkpoints at once; return whether every one has them all.
+
+        What was not tried yet is tried once, without regard to ``interval`` and pauses; that may take up to
+        ``timeout`` seconds.
+        """
         deadline = time.monotonic() + timeout
         settled = [lane.settle(deadline) for lane in self._lanes]
         return all(settled)

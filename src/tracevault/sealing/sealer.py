@@ -22,6 +22,7 @@ from tracevault.errors import DriverError, RollbackError, SealError, TracevaultE
 from tracevault.flows import Flow
 from tracevault.flows.seal import (
     Tree,
+    estimate,
     find_tree,
     has_checkpoints,
     make_tables,
@@ -140,7 +141,7 @@ class Sealer:
                         _log.error("table %s is not sealed: %s", table, error)
                     failed[table] = str(error)
                     if isinstance(error, DriverError):
-                        self.close()
+                        self._disconnect()
                 else:
                     if failed.pop(table, None) is not None and done is not None:
                         _log.info("table %s is sealed again", table)
@@ -236,6 +237,7 @@ class Sealer:
 
     def resume(self, table: str) -> None:
         """Go on with a tree whose database was restored or moved to another server: an operator's decision."""
+        self._prepare()
         tree = self._tree(table)
         self._transaction(lambda: resume(tree))
 
@@ -250,6 +252,21 @@ class Sealer:
         self._transaction(lambda: plant(table, origin, name=tree.name, epoch=tree.epoch + 1))
         self._signed.pop(table, None)
         return self._tree(table)
+
+    def adopt_state(self, table: str) -> None:
+        """Begin the signer's state anew with the newest checkpoint in the database: an operator's decision.
+
+        What anchors hold must be the beginning of it, else `RollbackError`.
+        """
+        self._prepare()
+        tree = self._tree(table)
+        checkpoint = Checkpoint(tree.origin, tree.size, tree.root)
+        self._signer.adopt(checkpoint, self._log_of(tree).prove, list(self._anchored(tree.origin)))
+
+    def estimate(self, table: str) -> int:
+        """Return about how many rows the table holds, as PostgreSQL's statistics say."""
+        self._prepare()
+        return self._transaction(lambda: estimate(table))
 
     def _transaction(self, flow: Callable[[], Flow[T]]) -> T:
         """Run a flow in a transaction of its own."""
@@ -269,12 +286,16 @@ class Sealer:
         return self._connection
 
     def close(self) -> None:
+        """Let go of the connections."""
+        self._disconnect()
+        self._log.close()
+
+    def _disconnect(self) -> None:
         """Let go of the connection; another one is made when it is needed."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
-        self._log.close()
 
 
 def origin_of(key_name: str, tree: str, epoch: int) -> str:

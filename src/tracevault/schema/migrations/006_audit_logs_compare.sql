@@ -16,7 +16,7 @@ BEGIN
     SELECT c.relkind = 'p' INTO partitioned
     FROM pg_class AS c JOIN pg_roles AS owner ON owner.oid = c.relowner
     WHERE c.oid = to_regclass({literal}) AND c.relkind IN ('r', 'p') AND owner.rolname = current_user
-        AND has_table_privilege(asker, c.oid, 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
+        AND has_column_privilege(asker, c.oid, 'id', 'INSERT') AND NOT has_table_privilege(asker, c.oid, 'SELECT');
     IF NOT FOUND THEN
         RAISE insufficient_privilege USING MESSAGE = 'this function compares for roles that may INSERT into its table'
             ' and not SELECT from it', HINT = 'After SET ROLE the new role counts, inside another SECURITY DEFINER'
@@ -24,7 +24,7 @@ BEGIN
     END IF;
     RETURN (
         SELECT CASE
-            WHEN bool_or((NOT $3 OR stored.occurred_at = $2) AND stored.event IS NOT DISTINCT FROM $4::character varying AND stored.actor_id IS NOT DISTINCT FROM $5::character varying AND stored.actor_type IS NOT DISTINCT FROM $6::character varying AND stored.target_id IS NOT DISTINCT FROM $7::character varying AND stored.target_type IS NOT DISTINCT FROM $8::character varying AND stored.data IS NOT DISTINCT FROM $9::jsonb AND stored.meta IS NOT DISTINCT FROM $10::jsonb AND stored.correlation_id IS NOT DISTINCT FROM $11::character varying AND stored.request_id IS NOT DISTINCT FROM $12::character varying AND stored.environment IS NOT DISTINCT FROM $13::character varying AND stored.tenant_id IS NOT DISTINCT FROM $14::character varying AND stored.trace_id IS NOT DISTINCT FROM $15::character varying AND stored.span_id IS NOT DISTINCT FROM $16::character varying) THEN 'same'
+            WHEN bool_or((NOT $3 OR stored.occurred_at = $2) AND (stored.event IS NOT DISTINCT FROM $4::character varying) AND (stored.actor_id IS NOT DISTINCT FROM $5::character varying) AND (stored.actor_type IS NOT DISTINCT FROM $6::character varying) AND (stored.target_id IS NOT DISTINCT FROM $7::character varying) AND (stored.target_type IS NOT DISTINCT FROM $8::character varying) AND (stored.data IS NOT DISTINCT FROM $9::jsonb OR (stored.payload_salt IS NULL AND stored.stored_xid IS NOT NULL AND stored.data IS NULL AND stored.meta IS NULL)) AND (stored.meta IS NOT DISTINCT FROM $10::jsonb OR (stored.payload_salt IS NULL AND stored.stored_xid IS NOT NULL AND stored.data IS NULL AND stored.meta IS NULL)) AND (stored.correlation_id IS NOT DISTINCT FROM $11::character varying) AND (stored.request_id IS NOT DISTINCT FROM $12::character varying) AND (stored.environment IS NOT DISTINCT FROM $13::character varying) AND (stored.tenant_id IS NOT DISTINCT FROM $14::character varying) AND (stored.trace_id IS NOT DISTINCT FROM $15::character varying) AND (stored.span_id IS NOT DISTINCT FROM $16::character varying)) THEN 'same'
             WHEN count(*) > 0 THEN 'different'
             ELSE 'absent'
         END

@@ -50,7 +50,7 @@ def checkpoint_of(note: Note) -> Checkpoint:
         raise SealError(f"only checkpoints are anchored: {error}") from None
 
 
-def counts(note: Note, origin: str, verifiers: Iterable[Verifier]) -> Checkpoint | None:
+def counts(note: Note, origin: str, verifiers: Iterable[Verifier] = ()) -> Checkpoint | None:
     """Return the checkpoint in ``note`` if it is one of ``origin``, verified if there are ``verifiers``."""
     known = list(verifiers)
     try:

@@ -149,7 +149,8 @@ class _Files:
 
     def _place(self, path: Path, data: bytes) -> None:
         durable.make_folders(path.parent)
-        durable.place(path, data, _MODE)
+        # Not beside it, where a reader of the folder would find it.
+        durable.place(path, data, _MODE, self._folder / ".new")
         self._unsynced.add(path.parent)
 
     def sync(self) -> None:

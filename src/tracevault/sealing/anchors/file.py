@@ -37,7 +37,7 @@ _HEAD = re.compile(rb"# \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\n")
 _TORN = b"# torn\n"
 _SIGNATURE = "— ".encode()
 # Bytes that are read from the end to find the newest checkpoint; more if there is none of the origin among them.
-_TAIL = 65_536
+_TAIL = 16_384
 # A line of a file that is no anchor can be long; those of a note are not.
 _MAX_LINE = 65_536
 
@@ -88,10 +88,14 @@ class FileAnchor:
                     found = [
                         (checkpoint.size, note)
                         for _, note in _records(file)
-                        if (checkpoint := counts(note, origin, verifiers)) is not None
+                        if (checkpoint := counts(note, origin)) is not None
                     ]
-                    if found or length >= end:
-                        return max(found, key=lambda pair: pair[0])[1] if found else None
+                    # To verify takes longer than to read, and the first is most often good.
+                    for _, note in sorted(found, key=lambda pair: pair[0], reverse=True):
+                        if counts(note, origin, verifiers):
+                            return note
+                    if length >= end:
+                        return None
                     length *= 4
         except FileNotFoundError:
             return None

@@ -47,7 +47,9 @@ class WitnessAnchor:
         self._authorization = authorization
         self._verifier = verifier
         self._sizes: dict[str, int] = {}
-        self._opener = urllib.request.build_opener(_NoRedirects())
+        # Plain http is for this machine, where no proxy has a part in it.
+        proxies = [urllib.request.ProxyHandler({})] if url.startswith("http:") else []
+        self._opener = urllib.request.build_opener(_NoRedirects(), *proxies)
 
     def __repr__(self) -> str:
         return f"WitnessAnchor({self.sink!r})"

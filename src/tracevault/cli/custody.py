@@ -1,0 +1,179 @@
+"""``tracevault prune`` and ``tracevault erase``: rows go, or their payloads, and the log says so."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from typing import Any
+from uuid import UUID
+
+import click
+from psycopg import Connection
+
+from tracevault import Actor, Target, ValidationError
+from tracevault.cli.connect import connection, vault, write_dsn
+from tracevault.cli.options import dsn_option, seconds, table_option
+from tracevault.cli.output import progress_bar
+from tracevault.config import check_table_name
+from tracevault.event.payload import iso_utc
+from tracevault.event.rules import moment, uuid
+from tracevault.flows.custody import Affected, about, as_data, older_than
+from tracevault.flows.seal import Tree
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run
+from tracevault.schema.custody import ERASED, PRUNED
+from tracevault.sealing.custody import carry_out_all, parts, tree_of
+
+_yes = click.option("--yes", is_flag=True, help="do not ask")
+_dry = click.option("--dry-run", is_flag=True, help="only say how many rows it concerns")
+_timeout = click.option(
+    "--timeout",
+    metavar="TIME",
+    default="2m",
+    callback=seconds,
+    help="for how long to wait until the event is sealed and anchored; default: 2m",
+)
+_resume = click.option("--resume", metavar="ID", help="carry out to its end what the event with this id states")
+
+
+@click.command()
+@table_option
+@click.option("--before", metavar="TIME", help="remove what happened before: 2020-01-01, or ISO 8601 with an offset")
+@click.option("--reason", metavar="TEXT", help="why; it stands in the event")
+@_dry
+@_yes
+@_resume
+@_timeout
+@dsn_option("DATABASE_URL_WRITE")
+def prune(
+    dsn: str | None,
+    table: str,
+    before: str | None,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    resume: str | None,
+    timeout: float,
+) -> None:
+    """Remove old rows, and keep their hashes.
+
+    An event says what goes; when it is sealed and an anchor has it, the rows go. Whatever remains can be proven as
+    before, and a verification tells rows that were pruned from rows that were deleted. It takes the custodian's role,
+    see `tracevault roles`, and a sealer with an anchor at work.
+    """
+    name = check_table_name(table, "--table")
+    if (before is None) == (resume is None):
+        raise click.UsageError("give --before TIME, or --resume ID")
+    dsn = write_dsn(dsn)
+    with connection(dsn, "pruning") as link:
+        if resume is not None:
+            _carry_out(link, name, [uuid(resume, "--resume")], timeout, "pruned")
+            return
+        tree, until = tree_of(link, name), moment(before, "--before")
+        affected = run(link, older_than(tree, until), Place("pruning"))
+        if not _confirmed(affected, f"happened before {iso_utc(until)}", "removed for good", dry_run=dry_run, yes=yes):
+            return
+        ids = _state(dsn, name, tree, affected, PRUNED, {"before": iso_utc(until)}, reason)
+        _carry_out(link, name, ids, timeout, "pruned")
+
+
+@click.command()
+@table_option
+@click.option("--target", metavar="TYPE/ID", help="whom the events are about: user/123")
+@click.option("--actor", metavar="TYPE/ID", help="who did what the events tell")
+@click.option("--reason", metavar="TEXT", help="why, such as the number of a request; it stands in the event")
+@_dry
+@_yes
+@_resume
+@_timeout
+@dsn_option("DATABASE_URL_WRITE")
+def erase(
+    dsn: str | None,
+    table: str,
+    target: str | None,
+    actor: str | None,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    resume: str | None,
+    timeout: float,
+) -> None:
+    """Erase the payloads of all events of one target or actor, and keep proof that they were not changed.
+
+    `data`, `meta` and the salt go; the row and a hash that gives nothing away stay. Ids and types of actor and target
+    stay as well: use pseudonymous ones. It takes the custodian's role, see `tracevault roles`.
+    """
+    name = check_table_name(table, "--table")
+    if sum(value is not None for value in (target, actor, resume)) != 1:
+        raise click.UsageError("give one of --target TYPE/ID, --actor TYPE/ID and --resume ID")
+    dsn = write_dsn(dsn)
+    with connection(dsn, "erasing") as link:
+        if resume is not None:
+            _carry_out(link, name, [uuid(resume, "--resume")], timeout, "erased")
+            return
+        if not reason:
+            raise click.UsageError("give --reason TEXT: an erasure without one cannot be justified later")
+        subject = Target(*_identity(target, "--target")) if target is not None else Actor(*_identity(actor, "--actor"))
+        tree = tree_of(link, name)
+        affected = run(link, about(tree, subject), Place("erasing"))
+        side = "target" if isinstance(subject, Target) else "actor"
+        if not _confirmed(
+            affected,
+            f"have the {side} {subject.type}/{subject.id} and a payload",
+            "left without their payloads for good",
+            dry_run=dry_run,
+            yes=yes,
+        ):
+            return
+        data = {side: {"id": subject.id, "type": subject.type}}
+        ids = _state(dsn, name, tree, affected, ERASED, data, reason)
+        _carry_out(link, name, ids, timeout, "erased")
+
+
+def _identity(text: str | None, option: str) -> tuple[str, str]:
+    kind, slash, id_ = (text or "").partition("/")
+    if not (kind and slash and id_):
+        raise click.UsageError(f"{option} is TYPE/ID, such as user/123")
+    return id_, kind
+
+
+def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes: bool) -> bool:
+    click.echo(f"{affected.rows:,} sealed rows {which}", err=True)
+    if affected.unsealed:
+        raise ValidationError(
+            f"{affected.unsealed:,} more are not sealed yet, and would stay: run `tracevault seal`, then this again"
+        )
+    if dry_run or not affected.ranges:
+        return False
+    return yes or click.confirm(f"They will be {fate}. Go on?", err=True)
+
+
+def _state(
+    dsn: str, table: str, tree: Tree, affected: Affected, event: str, data: dict[str, Any], reason: str | None
+) -> list[UUID]:
+    """Emit the events that state what is to go; return their ids."""
+    ids = []
+    several = list(parts(affected.ranges))
+    with vault(dsn, table) as audit:
+        for number, ranges in enumerate(several, 1):
+            said = {
+                **data,
+                **({"reason": reason} if reason else {}),
+                "rows": sum(end - first for first, end in ranges),
+                "part": number,
+                "parts": len(several),
+                "origin": tree.origin,
+                "ranges": as_data(ranges),
+            }
+            by = {"operator": getpass.getuser(), "host": socket.gethostname()}
+            ids.append(audit.emit(event, data=said, meta=by).id)
+    return ids
+
+
+def _carry_out(link: Connection[Any], table: str, ids: list[UUID], timeout: float, verb: str) -> None:
+    touched = 0
+    for id_ in ids:
+        click.echo(f"event {id_} says so; waiting until that is proven", err=True)
+        with progress_bar(verb) as progress:
+            touched += carry_out_all(link, table, id_, timeout, progress)
+    click.echo(f"{touched:,} rows {verb}")

@@ -1,0 +1,164 @@
+"""``tracevault verify``: whether anybody changed the log, and what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from tracevault import Report, Verdict
+from tracevault.cli.connect import connection, read_dsn
+from tracevault.cli.options import dsn_option, seconds, table_option
+from tracevault.cli.output import Output, console, is_terminal, json_text, progress_bar, span, visible, write_lines
+from tracevault.config import check_table_name
+from tracevault.integrity.checkpoint import Checkpoint
+from tracevault.sealing.trust import trust_of
+from tracevault.sealing.verified import Verified
+from tracevault.sealing.verify import GRACE, origin_of, verify
+
+_STYLES = {
+    Verdict.OK: "bold green",
+    Verdict.CONSISTENT: "bold yellow",
+    Verdict.INCOMPLETE: "bold yellow",
+    Verdict.TAMPERED: "bold red",
+    Verdict.UNKNOWN: "bold red",
+}
+# So many bad rows are shown to a person; JSON has more.
+_SHOWN = 20
+
+
+@click.command("verify")
+@table_option
+@click.option(
+    "--key",
+    "keys",
+    metavar="VKEY",
+    multiple=True,
+    help="a verifier key of the log, as `tracevault keygen` prints it; VKEY@SIZE is believed up to that size; "
+    "repeatable",
+)
+@click.option(
+    "--anchor",
+    "anchors",
+    metavar="ANCHOR",
+    multiple=True,
+    help="checkpoints outside the database: an anchor's file, directory or address; repeatable",
+)
+@click.option(
+    "--state",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="a file that remembers what was verified; the next time only what is new is looked at",
+)
+@click.option("--full", is_flag=True, help="look at every row, whatever --state remembers")
+@click.option(
+    "--grace",
+    metavar="TIME",
+    default=f"{GRACE:g}s",
+    callback=seconds,
+    help="for how long a row may wait for its seal; default: 60s",
+)
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), help="for a person, or one JSON object")
+@click.option("--json", "as_json", is_flag=True, help="the same as `-o json`")
+@dsn_option("DATABASE_URL_READ, else DATABASE_URL_WRITE")
+@click.pass_context
+def verify_command(
+    ctx: click.Context,
+    dsn: str | None,
+    table: str,
+    keys: tuple[str, ...],
+    anchors: tuple[str, ...],
+    state: Path | None,
+    full: bool,
+    grace: float,
+    output: Output | None,
+    as_json: bool,
+) -> None:
+    """Verify that nobody changed an audit table.
+
+    Every row is hashed anew and compared with the tree, and the tree with signed checkpoints. OK takes a checkpoint
+    from outside the database: whoever owns it, and the key, could make everything inside anew.
+
+    Exit 0 OK, 1 tampered, 3 could not be checked, 4 consistent but not anchored, 5 rows wait to be sealed.
+    """
+    name = check_table_name(table, "--table")
+    with connection(read_dsn(dsn), "verifying") as link:
+        origin = origin_of(link, name)
+        trust = trust_of(keys, anchors, origin=origin)
+        verified = None if state is None else Verified(state, trust)
+        before = verified.read(origin) if verified is not None else None
+        if before is not None:
+            trust = replace(trust, outside=[*trust.outside, before])
+        first = None if before is None or full else Checkpoint.parse(before.note.text)
+        with progress_bar("verifying") as progress:
+            report = verify(link, name, trust, first=first, grace=grace, progress=progress)
+        if verified is not None and report.verdict in (Verdict.OK, Verdict.CONSISTENT, Verdict.INCOMPLETE):
+            verified.remember(link, report)
+    if as_json or output == "json" or (output is None and not is_terminal()):
+        write_lines([json_text(report.as_dict())])
+    else:
+        _print(report)
+    ctx.exit(report.verdict.value)
+
+
+def _print(report: Report) -> None:
+    from rich.text import Text  # noqa: PLC0415 - see output.py
+
+    out = console()
+    out.print(Text.assemble((report.verdict.name, _STYLES[report.verdict]), f"  {_summary(report)}"), soft_wrap=True)
+    for line in _lines(report):
+        out.print(Text(f"  {visible(line)}"), soft_wrap=True)
+    for problem in report.problems[:_SHOWN]:
+        place = "" if problem.index is None else f"leaf {problem.index:,}"
+        who = "" if problem.id is None else str(problem.id)
+        head = "  ".join(part for part in (place, who) if part)
+        out.print(
+            Text.assemble("  ", (f"{problem.kind:<12}", "red"), f"{head}\n      {visible(problem.detail)}"),
+            soft_wrap=True,
+        )
+    left = len(report.problems) - _SHOWN + report.problems_left_out
+    if left > 0:
+        out.print(Text(f"  and {left:,} more; `-o json` names up to {len(report.problems):,}"), soft_wrap=True)
+
+
+def _summary(report: Report) -> str:
+    match report.verdict:
+        case Verdict.OK:
+            assert report.anchor is not None
+            since = "" if report.anchor.at is None else f", {_age(report.anchor.at)} old"
+            return f"nothing was changed up to a checkpoint of {report.anchor.size:,} leaves kept outside{since}"
+        case Verdict.CONSISTENT:
+            return "nothing in the database contradicts itself; no checkpoint from outside was compared"
+        case Verdict.INCOMPLETE:
+            return f"{report.unsealed:,} rows are not sealed, the oldest for {span(report.oldest_unsealed_seconds)}"
+        case Verdict.TAMPERED:
+            return f"{len(report.problems) + report.problems_left_out:,} things are not as they were sealed"
+        case _:
+            return "it could not be checked"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    rows = f"{report.checked:,} rows as they were sealed"
+    if report.first:
+        rows += f", from leaf {report.first:,} on; those before were verified earlier"
+    rows += "".join(
+        f", {count:,} {what}" for count, what in ((report.erased, "erased"), (report.pruned, "pruned")) if count
+    )
+    yield f"{report.table} is the log {report.origin} with {report.size:,} leaves: {rows}"
+    if report.anchor is not None:
+        later = report.size - report.anchor.size
+        yield f"compared with {report.anchor.source}" + (f"; {later:,} leaves came later" if later else "")
+    if not report.signatures_checked:
+        yield "signatures were not checked: pass the log's verifier key as --key"
+    if report.unsigned:
+        yield f"{report.unsigned:,} leaves are not signed yet"
+    if report.unsealed and report.verdict is not Verdict.INCOMPLETE:
+        yield f"{report.unsealed:,} rows wait to be sealed, the oldest for {span(report.oldest_unsealed_seconds)}"
+    yield f"took {report.seconds:,.1f} s"
+
+
+def _age(moment: datetime) -> str:
+    return span((datetime.now(UTC) - moment).total_seconds())
