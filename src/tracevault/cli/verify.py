@@ -133,6 +133,10 @@ def _summary(report: Report) -> str:
         case Verdict.CONSISTENT:
             return "nothing in the database contradicts itself; no checkpoint from outside was compared"
         case Verdict.INCOMPLETE:
+            if report.oldest_unsigned_seconds > report.oldest_unsealed_seconds:
+                return (
+                    f"{report.unsigned:,} leaves are not signed, the oldest for {span(report.oldest_unsigned_seconds)}"
+                )
             return f"{report.unsealed:,} rows are not sealed, the oldest for {span(report.oldest_unsealed_seconds)}"
         case Verdict.TAMPERED:
             return f"{len(report.problems) + report.problems_left_out:,} things are not as they were sealed"

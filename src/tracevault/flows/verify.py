@@ -106,6 +106,15 @@ def stored_checkpoints(tree: Tree, first: int, last: int, limit: int) -> Flow[li
     return [(size, note) for size, note in found.rows]
 
 
+def newest_checkpoint(tree: Tree, size: int) -> Flow[str | None]:
+    """Return the note of the newest checkpoint of at most ``size`` leaves."""
+    found = yield Query(
+        f"SELECT note FROM {CHECKPOINTS} WHERE tree = $1 AND size <= $2 ORDER BY size DESC LIMIT 1",
+        (tree.number, size),
+    )
+    return found.rows[0][0] if found.rows else None
+
+
 def stored_tiles(tree: Tree, level: int, first: int, end: int) -> Flow[dict[int, bytes]]:
     """Return the tiles ``first`` to ``end`` of a level, by number."""
     found = yield Query(
