@@ -985,3 +985,36 @@ def test_a_table_that_was_never_sealed(ready_dsn: str) -> None:
             verify(connection, "audit_logs", Trust())
         with pytest.raises(SealError, match="was never sealed"):
             origin_of(connection, "audit_logs")
+
+
+def test_a_partitioned_table(ready_dsn: str, tmp_path: Path) -> None:
+    with psycopg.connect(ready_dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE parted (LIKE audit_logs INCLUDING DEFAULTS INCLUDING GENERATED) "
+            "PARTITION BY RANGE (occurred_at)"
+        )
+        connection.execute("ALTER TABLE parted ADD PRIMARY KEY (occurred_at, id)")
+        connection.execute("CREATE TABLE parted_rest PARTITION OF parted DEFAULT")
+        connection.execute(
+            "INSERT INTO parted (id, event, mode, occurred_at) SELECT gen_random_uuid(), 'x', 'sync', "
+            "now() - n * interval '1 minute' FROM generate_series(1, 20) AS n"
+        )
+        signer = CheckpointSigner([KEY], SigningState(tmp_path / "state"))
+        sealer = Sealer(partial(psycopg.connect, ready_dsn), ["parted"], signer)
+        sealer.seal("parted")
+        sealer.close()
+        trust = Trust([KEY.renamed(f"{NAME}/parted").verifier])
+        with psycopg.connect(ready_dsn) as reader:
+            assert verify(reader, "parted", trust).verdict is Verdict.CONSISTENT
+        # The time is half of the key there: the row is found by its id alone.
+        connection.execute(
+            "UPDATE parted SET occurred_at = occurred_at + interval '1 microsecond' "
+            "WHERE id = (SELECT id FROM tracevault_leaves WHERE index = 7)"
+        )
+        (id_,) = connection.execute("SELECT id FROM tracevault_leaves WHERE index = 7").fetchone() or (None,)
+        with psycopg.connect(ready_dsn) as reader:
+            report = verify(reader, "parted", trust)
+    assert report.verdict is Verdict.TAMPERED
+    told = [(problem.kind, problem.index, problem.id) for problem in report.problems]
+    assert told == [("deleted", 7, id_), ("changed", 7, id_)]
+    assert "another `occurred_at`" in report.problems[1].detail
