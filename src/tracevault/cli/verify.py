@@ -144,6 +144,9 @@ def _summary(report: Report) -> str:
         case Verdict.CONSISTENT:
             return "nothing in the database contradicts itself; no checkpoint from outside was compared"
         case Verdict.INCOMPLETE:
+            if report.oldest_unsigned_seconds > report.oldest_unsealed_seconds:
+                leaves, waits = number(report.unsigned, "leaf", "leaves"), span(report.oldest_unsigned_seconds)
+                return f"{leaves} not signed, the oldest waits for {waits}"
             waits = span(report.oldest_unsealed_seconds)
             return f"{number(report.unsealed, 'row')} not sealed, the oldest waits for {waits}"
         case Verdict.TAMPERED:

@@ -24,7 +24,7 @@ class Verdict(Enum):
     CONSISTENT = 4
     """The database contradicts itself nowhere. Whoever owns it, and the key, could have made it so."""
     INCOMPLETE = 5
-    """Rows wait to be sealed for longer than is usual: of these nothing can be said."""
+    """Rows wait to be sealed, or leaves to be signed, for longer than is usual: of these nothing can be said."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Report:
     oldest_unsealed_seconds: float = 0.0
     unsigned: int = 0
     """Leaves beyond the newest signed checkpoint."""
+    oldest_unsigned_seconds: float = 0.0
+    """Age of the oldest row among them; 0 where no key was given to check signatures with."""
     signatures_checked: bool = False
     anchor: Outside | None = None
     """The largest checkpoint from outside that the log extends."""
@@ -83,10 +85,10 @@ class Report:
             self.problems_left_out += 1
 
     def conclude(self, grace: float) -> None:
-        """Set the verdict: ``grace`` is for how many seconds a row may wait for its seal."""
-        if self.problems:
+        """Set the verdict. A row may wait ``grace`` seconds for its seal, and a leaf for its signature."""
+        if self.problems or self.problems_left_out:
             self.verdict = Verdict.TAMPERED
-        elif self.unsealed and self.oldest_unsealed_seconds > grace:
+        elif max(self.oldest_unsealed_seconds, self.oldest_unsigned_seconds) > grace:
             self.verdict = Verdict.INCOMPLETE
         elif self.anchor is None:
             self.verdict = Verdict.CONSISTENT

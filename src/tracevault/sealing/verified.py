@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from tracevault.errors import ConfigError, ProofError, SealError
 from tracevault.flows.seal import find_tree
-from tracevault.flows.verify import stored_checkpoints
+from tracevault.flows.verify import newest_checkpoint
 from tracevault.integrity.note import Note
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
@@ -50,7 +50,6 @@ class Verified:
         """Keep the newest checkpoint that a verification has found to be the log's."""
         tree = run(connection, find_tree(report.table), _READING)
         assert tree is not None
-        for size, text in reversed(run(connection, stored_checkpoints(tree), _READING)):
-            if size <= report.size:
-                durable.replace(self.path, text.encode(), 0o600)
-                return
+        text = run(connection, newest_checkpoint(tree, report.size), _READING)
+        if text is not None:
+            durable.replace(self.path, text.encode(), 0o600)
