@@ -25,10 +25,10 @@ def _die_sometimes(owner: Any, name: str, chance: float, *, before: bool) -> Non
     real = getattr(owner, name)
 
     def fatal(*args: Any, **kwargs: Any) -> Any:
-        if before and random.random() < chance:  # noqa: S311
+        if before and random.random() < chance:
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(*args, **kwargs)
-        if not before and random.random() < chance:  # noqa: S311
+        if not before and random.random() < chance:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

@@ -24,6 +24,11 @@ from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILE
 HASH = 32
 # A snapshot that brings no row and is at most so many transactions newer is not stored.
 _IDLE = 1000
+_TABLES_LOCK = 0x74726165
+# What is signed must be on the disk before: after a crash the signer would see a rollback. So must the note, which is
+# not signed again until the tree grows.
+_DURABLE = """set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') IN ('off', 'local')
+  THEN 'on' ELSE current_setting('synchronous_commit') END, true)"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Tree:
     partitioned: bool
     same_system: bool
     """Whether this is the server whose transactions `snapshot` speaks of."""
-    after: tuple[str | None, UUID, datetime] | None
+    after: tuple[str | None, UUID, str] | None
+    """Transaction, id and time of the last row of a walk. The time is text: Python has none for infinity."""
 
     @property
     def walking(self) -> bool:
@@ -56,11 +62,9 @@ _TREE = f"""SELECT t.tree, t.name, t.epoch, t.table_name, t.origin, t.size, t.ro
   t.walk, t.resumed,
   coalesce((SELECT c.relkind = 'p' FROM pg_class AS c WHERE c.oid = to_regclass(quote_ident(t.table_name))), false),
   t.system_identifier = (SELECT s.system_identifier FROM pg_control_system() AS s),
-  t.after_xid::text, t.after_id, t.after_time
+  t.after_xid::text, t.after_id, t.after_time::text
 FROM {TREES} AS t
-WHERE t.table_name = $1
-ORDER BY t.epoch DESC
-LIMIT 1"""
+WHERE t.table_name = $1 AND t.epoch = (SELECT max(e.epoch) FROM {TREES} AS e WHERE e.table_name = $1)"""
 
 
 def find_tree(table: str, *, lock: bool = False) -> Flow[Tree | None]:
@@ -74,7 +78,8 @@ def find_tree(table: str, *, lock: bool = False) -> Flow[Tree | None]:
 
 
 def make_tables() -> Flow[None]:
-    """Make the tables of `schema.trees`, and the functions of `schema.custody`."""
+    """Make the tables of `schema.trees`, and the functions of `schema.custody`; two at once wait for each other."""
+    yield Query("SELECT pg_advisory_xact_lock($1)", (_TABLES_LOCK,))
     for statement in (*tree_statements(), define_custody()):
         yield Query(statement, reads=False)
 
@@ -104,6 +109,7 @@ def has_checkpoints(tree: Tree) -> Flow[bool]:
 
 def plant(table: str, origin: str, *, name: str | None = None, epoch: int = 1) -> Flow[None]:
     """Begin a tree, unless it is there. Its name stands in every leaf and never changes; by default the table's."""
+    yield Query(f"SELECT {_DURABLE}")
     yield Query(
         f"INSERT INTO {TREES} (name, epoch, table_name, origin, root, system_identifier) "
         "SELECT $1, $2, $3, $4, $5, system_identifier FROM pg_control_system() ON CONFLICT DO NOTHING",
@@ -136,7 +142,7 @@ def _picked(tree: Tree, limit: int) -> Query:
     if tree.after is not None:
         after = dict(zip(("r.stored_xid", "r.id", "r.occurred_at"), tree.after, strict=True))
         first = len(params) + 1
-        casts = {"r.stored_xid": "::xid8", "r.id": "::uuid", "r.occurred_at": "::timestamptz"}
+        casts = {"r.stored_xid": "::xid8", "r.id": "::uuid", "r.occurred_at": "::text::timestamptz"}
         places = (f"${first + number}{casts[column]}" for number, column in enumerate(order))
         conditions.append(f"({', '.join(order)}) > ({', '.join(places)})")
         params += [after[column] for column in order]
@@ -170,10 +176,10 @@ def seal_rows(table: str, limit: int) -> Flow[tuple[Tree, int] | None]:
         )
     now = yield Query(
         "SELECT pg_current_snapshot()::text, pg_snapshot_xmax(pg_current_snapshot())::text::bigint "
-        "- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2",
+        f"- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2, {_DURABLE}",
         (tree.snapshot, _IDLE),
     )
-    target, idle = now.rows[0]
+    target, idle, _ = now.rows[0]
     fresh = tree.walk == "snapshot" and tree.target is None
     tree = replace(tree, target=tree.target or target)
     picked = yield _picked(tree, limit)
@@ -192,11 +198,11 @@ def seal_rows(table: str, limit: int) -> Flow[tuple[Tree, int] | None]:
     return grown, count
 
 
-def _last(tree: Tree) -> Flow[tuple[str | None, UUID, datetime]]:
+def _last(tree: Tree) -> Flow[tuple[str | None, UUID, str]]:
     # By the leaf; the join finds the transaction.
     time = " AND r.occurred_at = l.occurred_at" if tree.partitioned else ""
     found = yield Query(
-        "SELECT r.stored_xid::text, l.id, l.occurred_at "
+        "SELECT r.stored_xid::text, l.id, l.occurred_at::text "
         f'FROM {LEAVES} AS l JOIN "{tree.table}" AS r ON r.id = l.id'
         f"{time} WHERE l.tree = $1 AND l.index = $2",
         (tree.number, tree.size - 1),
@@ -259,7 +265,7 @@ def _store(tree: Tree) -> Flow[None]:
     after_xid, after_id, after_time = tree.after or (None, None, None)
     yield Query(
         f"UPDATE {TREES} SET size = $2, root = $3, snapshot = $4::pg_snapshot, target = $5::pg_snapshot, walk = $6, "
-        "after_xid = $7::xid8, after_id = $8, after_time = $9, sealed_at = now() WHERE tree = $1",
+        "after_xid = $7::xid8, after_id = $8, after_time = $9::text::timestamptz, sealed_at = now() WHERE tree = $1",
         (
             tree.number,
             tree.size,
@@ -277,6 +283,7 @@ def _store(tree: Tree) -> Flow[None]:
 
 def resume(tree: Tree) -> Flow[None]:
     """Go on with a tree whose database now stands on another server: first comes a scan for rows without a leaf."""
+    yield Query(f"SELECT {_DURABLE}")
     yield Query(
         f"UPDATE {TREES} SET walk = 'scan', resumed = true, target = pg_current_snapshot(), after_xid = NULL, "
         "after_id = NULL, after_time = NULL, system_identifier = (SELECT system_identifier FROM pg_control_system()) "
@@ -288,6 +295,7 @@ def resume(tree: Tree) -> Flow[None]:
 
 def store_checkpoint(tree: Tree, note: str) -> Flow[None]:
     """Keep a signed checkpoint."""
+    yield Query(f"SELECT {_DURABLE}")
     yield Query(
         f"INSERT INTO {CHECKPOINTS} (tree, size, note) VALUES ($1, $2, $3) "
         "ON CONFLICT (tree, size) DO UPDATE SET note = excluded.note",

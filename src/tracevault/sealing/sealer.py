@@ -52,7 +52,9 @@ _SIGN_INTERVAL = 1.0
 # Seconds after which an idle log is published again.
 HEARTBEAT = 3600.0
 _SERIALIZATION_FAILURE = "40001"
+_NO_RIGHT = "42501"
 _LONGEST_PAUSE = 60.0
+_ATTEMPTS = 10
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ class Sealer:
         """
         self._prepare()
         try:
-            sealed = self._transaction(lambda: seal_rows(table, self._batch))
+            sealed = self._transaction(lambda: seal_rows(table, self._batch), attempts=1)
         except DriverError as error:
             if error.sqlstate == _SERIALIZATION_FAILURE:  # another sealer was faster
                 return None
@@ -156,7 +158,7 @@ class Sealer:
         """Sign the tree as it is committed, unless this sealer has; store the note, and tell ``publish``."""
         tree = self._tree(table)
         before = self._signed.get(table)
-        if tree.size == 0 or (before is not None and (before.origin, before.size) == (tree.origin, tree.size)):
+        if tree.size == 0 or (before is not None and _same(before, tree)):
             return None
         while True:
             try:
@@ -224,11 +226,12 @@ class Sealer:
         if not self._transaction(tables_exist):
             try:
                 self._transaction(make_tables)
-            except DriverError as error:
-                raise SealError(
-                    f"the tables that sealing needs are missing and cannot be made: {error}; run `tracevault roles` "
-                    "as the owner of the audit tables"
-                ) from error
+            except (DriverError, SealError) as error:
+                if not self._transaction(tables_exist):  # else another sealer was faster
+                    raise SealError(
+                        f"the tables that sealing needs are missing and cannot be made: {error}; run "
+                        "`tracevault roles` as the owner of the audit tables"
+                    ) from error
         for table in self.tables:
             if self._transaction(lambda table=table: find_tree(table)) is None:  # type: ignore[misc]
                 origin = origin_of(self._signer.name, table, 1)
@@ -268,14 +271,24 @@ class Sealer:
         self._prepare()
         return self._transaction(lambda: estimate(table))
 
-    def _transaction(self, flow: Callable[[], Flow[T]]) -> T:
-        """Run a flow in a transaction of its own."""
-        connection = self._connected()
-        try:
-            with connection.transaction():
-                return run(connection, flow(), _SEALING)
-        except psycopg.Error as error:
-            raise from_psycopg(error, _SEALING) from None
+    def _transaction(self, flow: Callable[[], Flow[T]], *, attempts: int = _ATTEMPTS) -> T:
+        """Run a flow in a transaction of its own, anew where another sealer wrote the same at the same time."""
+        while True:
+            attempts -= 1
+            try:
+                connection = self._connected()
+                with connection.transaction():
+                    return run(connection, flow(), _SEALING)
+            except psycopg.Error as error:
+                raise from_psycopg(error, _SEALING) from None
+            except DriverError as error:
+                if error.sqlstate == _NO_RIGHT:
+                    raise SealError(
+                        f"the sealer's role lacks a right: {error.__cause__}; run `tracevault roles --sealer ROLE` as "
+                        "the owner of the audit tables"
+                    ) from error
+                if error.sqlstate != _SERIALIZATION_FAILURE or not attempts:
+                    raise
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
@@ -301,6 +314,10 @@ class Sealer:
 def origin_of(key_name: str, tree: str, epoch: int) -> str:
     """Return the origin of a tree's checkpoints: ``<key name>/<tree>``, and ``/<epoch>`` from the second on."""
     return f"{key_name}/{tree}" if epoch == 1 else f"{key_name}/{tree}/{epoch}"
+
+
+def _same(one: Tree, other: Tree) -> bool:
+    return (one.origin, one.size, one.root) == (other.origin, other.size, other.root)
 
 
 class _StoppedError(Exception):
