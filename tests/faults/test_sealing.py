@@ -286,6 +286,9 @@ class Run:
             for sealer in (self.dying, self.lasting):
                 sealer.close()
         _collect(self.dsn, self.checkpoints)
+        for sealer in (self.lasting, self.dying):
+            if sealer.tail():
+                raise FaultError(f"a sealer complains: {sealer.tail()}")
 
     def _disturb(self) -> None:
         """Kill a sealer again and again, hold transactions open, and keep every checkpoint that comes by."""
@@ -330,8 +333,8 @@ def test_hostile_writers_and_dying_sealers(prepared_server: Server, tmp_path: Pa
 
     lost = [committed - cursor.seen for cursor in work.cursors]
     print(
-        f"{len(committed):,} rows, {len(work.rolled_back):,} rolled back, {len(leaves):,} sealed; missed by a cursor on "
-        f"time {len(lost[0]):,}, by one on a serial {len(lost[1]):,}; {len(notes):,} checkpoints, "
+        f"{len(committed):,} rows, {len(work.rolled_back):,} rolled back, {len(leaves):,} sealed; missed by a cursor "
+        f"on time {len(lost[0]):,}, by one on a serial {len(lost[1]):,}; {len(notes):,} checkpoints, "
         f"{work.dying.kills} kills"
     )
     kinds = {kind for writer in work.writers for kind in writer.kinds}
