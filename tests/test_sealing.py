@@ -597,6 +597,41 @@ def test_an_idle_log_writes_next_to_nothing(ready_dsn: str, make_sealer: MakeSea
     assert after[2] - before[2] < 50 * 500
 
 
+def test_an_open_transaction_makes_no_round_read_what_is_sealed(ready_dsn: str, make_sealer: MakeSealer) -> None:
+    """However many rows were stored since it began; nor is a backlog read anew for each batch."""
+
+    def read() -> int:
+        query = "SELECT coalesce(idx_tup_fetch, 0) + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'audit_logs'"
+        return int(rows(ready_dsn, query)[0][0])
+
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    )
+
+    def reads_of(sealer: Sealer) -> int:
+        before = read()
+        for _ in range(20):
+            sealer.round(TABLE)
+        sealer.close()  # then the statistics of its session are told
+        wait_until(lambda: rows(ready_dsn, sessions) == [(2,)])  # the held one, and the one that looks
+        return read() - before
+
+    with held(ready_dsn, "SELECT pg_current_xact_id()"):
+        for _ in range(4):
+            rows(
+                ready_dsn,
+                "INSERT INTO audit_logs (id, event, mode, occurred_at) "
+                "SELECT gen_random_uuid(), 'x.y', 'sync', now() FROM generate_series(1, 500)",
+            )
+        backlog = make_sealer(ready_dsn, batch=100)
+        backlog.round(TABLE)
+        assert reads_of(backlog) < 20 * 300
+        with closing(make_sealer(ready_dsn)) as sealer:
+            sealer.seal(TABLE)
+        assert len(leaves(ready_dsn)) == 2000
+        assert reads_of(make_sealer(ready_dsn)) < 100
+
+
 def wait_until(reached: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not reached():

@@ -118,6 +118,19 @@ def plant(table: str, origin: str, *, name: str | None = None, epoch: int = 1) -
     )
 
 
+# Rows that the snapshot $4 does not see, and $5 might.
+_UNSEEN = (
+    "r.stored_xid >= pg_snapshot_xmin($4::pg_snapshot) AND r.stored_xid < pg_snapshot_xmax($5::pg_snapshot) "
+    "AND NOT pg_visible_in_snapshot(r.stored_xid, $4::pg_snapshot)"
+)
+# The same in two parts: transactions that began later, and those that were under way, looked up one by one. From the
+# oldest of them on, sealed rows would be read in each round for as long as somebody keeps a transaction open.
+_LATER = "r.stored_xid >= pg_snapshot_xmax($4::pg_snapshot) AND r.stored_xid < pg_snapshot_xmax($5::pg_snapshot)"
+_UNDER_WAY = "r.stored_xid = ANY (ARRAY(SELECT pg_snapshot_xip($4::pg_snapshot)))"
+# Statistics of a table that is new or grows fast tempt the planner to sort all of a backlog for each batch.
+_BY_INDEX = "set_config('enable_sort', 'off', true)"
+
+
 def _picked(tree: Tree, limit: int) -> Query:
     """Return the statement that gives leaves to the next rows: it returns their hashes in one piece, and how many."""
     params: list[Any] = [b"\x00" + leaf_prefix(tree.name), tree.number, tree.size]
@@ -128,17 +141,15 @@ def _picked(tree: Tree, limit: int) -> Query:
         f"(SELECT true FROM {LEAVES} AS l WHERE l.tree = $2 AND l.id = r.id AND l.occurred_at = r.occurred_at) IS NULL"
     )
     conditions = [leafless] if tree.walk == "scan" or tree.resumed else []
+    parts: tuple[str, ...] = ()
     if tree.walk == "legacy":
         conditions.append("r.stored_xid IS NULL")
     elif tree.walk == "snapshot":
         order.insert(0, "r.stored_xid")
         params += [tree.snapshot, tree.target]
-        conditions += [
-            "r.stored_xid >= pg_snapshot_xmin($4::pg_snapshot)",
-            "r.stored_xid < pg_snapshot_xmax($5::pg_snapshot)",
-            "NOT pg_visible_in_snapshot(r.stored_xid, $4::pg_snapshot)",
-            "pg_visible_in_snapshot(r.stored_xid, $5::pg_snapshot)",
-        ]
+        conditions.append("pg_visible_in_snapshot(r.stored_xid, $5::pg_snapshot)")
+        # Within a walk the index is entered behind the last row.
+        parts = (_LATER, _UNDER_WAY) if tree.after is None else (_UNSEEN,)
     if tree.after is not None:
         after = dict(zip(("r.stored_xid", "r.id", "r.occurred_at"), tree.after, strict=True))
         first = len(params) + 1
@@ -146,13 +157,16 @@ def _picked(tree: Tree, limit: int) -> Query:
         places = (f"${first + number}{casts[column]}" for number, column in enumerate(order))
         conditions.append(f"({', '.join(order)}) > ({', '.join(places)})")
         params += [after[column] for column in order]
+    ordered = f"ORDER BY {', '.join(order)} LIMIT {limit}"
+    rows = " UNION ALL ".join(
+        f'(SELECT r.* FROM "{tree.table}" AS r WHERE {" AND ".join((*conditions, part))} {ordered})'
+        for part in parts or ("true",)
+    )
     sql = f"""WITH picked AS MATERIALIZED (
   SELECT row_number() OVER (ORDER BY {", ".join(order)}) - 1 AS place, r.id, r.occurred_at,
     {hash_sql("$1::bytea")} AS hash
-  FROM "{tree.table}" AS r
-  WHERE {" AND ".join(conditions)}
-  ORDER BY {", ".join(order)}
-  LIMIT {limit}
+  FROM ({rows}) AS r
+  {ordered}
 ), added AS (
   INSERT INTO {LEAVES} (tree, index, id, occurred_at)
   SELECT $2, $3::bigint + place, id, occurred_at FROM picked
@@ -176,10 +190,10 @@ def seal_rows(table: str, limit: int) -> Flow[tuple[Tree, int] | None]:
         )
     now = yield Query(
         "SELECT pg_current_snapshot()::text, pg_snapshot_xmax(pg_current_snapshot())::text::bigint "
-        f"- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2, {_DURABLE}",
+        f"- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2, {_DURABLE}, {_BY_INDEX}",
         (tree.snapshot, _IDLE),
     )
-    target, idle, _ = now.rows[0]
+    target, idle, *_ = now.rows[0]
     fresh = tree.walk == "snapshot" and tree.target is None
     tree = replace(tree, target=tree.target or target)
     picked = yield _picked(tree, limit)
