@@ -24,6 +24,9 @@ EXAMPLES = [
     errors.SpoolError("no room"),
     errors.KeyStoreError("damaged"),
     errors.UndeliveredError("lost", lost=3, pending=1, spooled=2),
+    errors.ProofError("no hash fits"),
+    errors.SealError("no key"),
+    errors.RollbackError("ROLLBACK DETECTED"),
 ]
 
 

@@ -25,7 +25,9 @@ from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got
 from tracevault.flows import Flow
 from tracevault.flows import read as read_flows
+from tracevault.flows.prove import prove_event
 from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
+from tracevault.integrity.event_proof import EventProof
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
@@ -126,6 +128,7 @@ class AsyncScope:
         self.name = name
         self.table = table
         self._place = Place("emit", name, table)
+        self._proving = Place("proving an event", name, table)
         self.query = AsyncQuery(engine, name, table)
 
     async def emit(
@@ -190,6 +193,14 @@ class AsyncScope:
         the option ``timeout``), as where no sealer runs.
         """
         return await self._engine.await_sealed(self.table, id, timeout)
+
+    async def prove(self, id: UUID | str) -> EventProof:  # noqa: A002
+        """Return the proof that this table's log holds the event with this id, for whoever has no access to it.
+
+        Its text (``str(proof)``) is a C2SP tlog-proof, which `verify_proof` and ``tracevault verify-proof`` check.
+        Raises `SealError` if the event is not sealed and signed yet, or if row, hashes and checkpoint do not fit.
+        """
+        return await self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
     async def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
         """Verify the whole log of this table, in a thread, and return what was found; ``report.verdict`` sums it up.
@@ -384,6 +395,7 @@ class Scope:
         self.name = name
         self.table = table
         self._place = Place("emit", name, table)
+        self._proving = Place("proving an event", name, table)
         self.query = AuditQuery(engine, name, table)
 
     def emit(
@@ -435,6 +447,10 @@ class Scope:
     def await_sealed(self, id: UUID | str, timeout: float | None = None) -> int:  # noqa: A002
         """Like `AsyncScope.await_sealed`."""
         return self._engine.await_sealed(self.table, id, timeout)
+
+    def prove(self, id: UUID | str) -> EventProof:  # noqa: A002
+        """Like `AsyncScope.prove`."""
+        return self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
     def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
         """Like `AsyncScope.verify`."""

@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from tracevault import MigrationError, __version__
-from tracevault.cli.output import size
+from tracevault import DriverError, MigrationError, __version__
+from tracevault.cli.output import number, size, span
 from tracevault.event.record import INSERT_COLUMNS
 from tracevault.flows import Flow, Query
 from tracevault.flows.migrate import Plan
 from tracevault.flows.roles import look_at_grants, members
+from tracevault.flows.seal import find_tree, receipts, standing, tables_exist
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import migration_plan
@@ -235,3 +236,48 @@ def _rights(connection: Connection[Any], table: str) -> tuple[set[str], str, boo
     )
     rights = {name for name, has in zip(names, allowed, strict=True) if has}
     return rights | ({"INSERT"} if whole else {"INSERT of some columns"} if some else set()), role, owner, superuser
+
+
+# Seconds after which a row that waits for its seal is for a person to look at.
+_LONG = 60.0
+_NOT_ALLOWED = "42501"
+
+
+def check_seals(connection: Connection[Any], table: str) -> Iterator[Finding]:
+    """Say how far a table is sealed, and how its anchors do."""
+    seal = f"run `tracevault seal --table {table}`"
+    place = Place("reading seals")
+    try:
+        tree = run(connection, find_tree(table), place) if run(connection, tables_exist(), place) else None
+    except DriverError as error:
+        if error.sqlstate != _NOT_ALLOWED:
+            raise
+        yield Finding("ok", f"{table}: this role may not see how far it is sealed, and need not")
+        return
+    if tree is None:
+        yield Finding("warn", f"{table}: not sealed, so whoever may change it leaves no trace", f"{seal}; see docs")
+        return
+    how = run(connection, standing(tree), place)
+    text = f"{table}: {number(tree.size, 'row')} sealed as {tree.origin}, {number(how.waiting, 'row')} not yet"
+    if not tree.same_system:
+        yield Finding("FAIL", f"{text}: the database was moved to another server", f"{seal} --resume")
+    elif how.oldest_waiting >= _LONG:
+        yield Finding("FAIL", f"{text}, the oldest for {span(how.oldest_waiting)}: no sealer is at work", seal)
+    elif how.signed < tree.size and how.sealed_at is not None and _age(how.sealed_at) >= _LONG:
+        yield Finding("FAIL", f"{text}, and only {how.signed:,} of them signed", "look at what the sealer logs")
+    else:
+        yield Finding("ok", text)
+    anchors = run(connection, receipts(tree), place)
+    if not anchors:
+        advice = "give the sealer an --anchor that the database's owner cannot change"
+        yield Finding("warn", f"{table}: no anchor, so whoever has the key could make the log anew", advice)
+    for anchor in anchors:
+        last = "never told" if anchor.at is None else f"told of {anchor.size:,} {span(_age(anchor.at))} ago"
+        if anchor.error is not None:
+            yield Finding("warn", f"{table}: anchor {anchor.sink}, {last}, fails: {anchor.error}")
+        else:
+            yield Finding("ok", f"{table}: anchor {anchor.sink}, {last}")
+
+
+def _age(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()

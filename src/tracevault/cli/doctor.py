@@ -7,7 +7,15 @@ from collections.abc import Iterable
 import click
 
 from tracevault import DriverError
-from tracevault.cli.checks import Finding, check_clock, check_driver, check_reads, check_server, check_table
+from tracevault.cli.checks import (
+    Finding,
+    check_clock,
+    check_driver,
+    check_reads,
+    check_seals,
+    check_server,
+    check_table,
+)
 from tracevault.cli.connect import connection, read_dsn, write_dsn
 from tracevault.cli.options import dsn_option, tables_option
 from tracevault.cli.output import console, visible
@@ -57,6 +65,7 @@ def doctor(ctx: click.Context, dsn: str | None, tables: tuple[str, ...]) -> None
             report.add(check_clock(link))
             for name in names:
                 report.add(check_table(link, name, reads=read == write))
+                report.add(check_seals(link, name))
         if read == write:
             advice = "set DATABASE_URL_READ to a role with SELECT only"
             report.add([Finding("warn", "reads use the write connection, so a reader could also write", advice)])

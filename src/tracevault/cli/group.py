@@ -73,25 +73,9 @@ def tracevault(ctx: click.Context) -> None:
 
 
 for _command in (
-    demo,
-    emit,
-    find,
-    get,
-    count,
-    migrate,
-    roles,
-    doctor,
-    spool,
-    keygen,
-    seal,
-    status,
-    verify_command,
-    prove_command,
-    verify_proof_command,
-    prune,
-    erase,
-    init_sql,
-    sql_path,
+    *(demo, emit, find, get, count, migrate, roles, doctor, spool),
+    *(keygen, seal, status, verify_command, prove_command, verify_proof_command, prune, erase),
+    *(init_sql, sql_path),
 ):
     tracevault.add_command(_command)
 
