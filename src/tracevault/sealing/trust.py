@@ -77,13 +77,13 @@ def _from_url(anchor: str, origin: str) -> Iterator[Witnessed]:
     base = anchor.rstrip("/")
     # The log's own folder, or the anchor directory above it.
     addresses = [base] if base.endswith("/checkpoint") else [f"{base}/checkpoint", f"{base}/{origin}/checkpoint"]
-    failure: OSError | None = None
+    failure = ""
     for address in addresses:
         try:
             with urllib.request.urlopen(address, timeout=_SECONDS) as response:  # noqa: S310 - http or https, see above
                 yield Witnessed(anchor, Note.parse(response.read(_MOST_BYTES).decode()))
                 return
         except urllib.error.HTTPError as error:
-            failure = error
-    if failure is not None:
-        raise failure
+            error.close()
+            failure = f"{address} answers {error.code} {error.reason}"
+    raise ProofError(failure)
