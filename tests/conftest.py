@@ -7,7 +7,8 @@ import inspect
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -45,16 +46,33 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+@pytest.fixture(scope="session")
+def running() -> Iterator[Callable[[str], str]]:
+    """A function that starts a server of a version when it is first asked for, and returns its superuser's conninfo."""
+    started: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def start(version: str) -> str:
+            if version not in started:
+                started[version] = stack.enter_context(servers.running(version))
+                _make_template(started[version])
+            return started[version]
+
+        yield start
+
+
+def _make_template(conninfo: str) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}".encode())
+    with psycopg.connect(make_conninfo(conninfo, dbname=TEMPLATE), autocommit=True) as connection:
+        for table in TABLES:
+            connection.execute(generate_init_sql(table).encode())
+
+
 @pytest.fixture(scope="session", params=servers.VERSIONS, ids=lambda version: f"pg{version}")
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
+def server(request: pytest.FixtureRequest, running: Callable[[str], str]) -> str:
     """Conninfo of a running server's superuser; each supported server in turn."""
-    with servers.running(request.param) as conninfo:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {TEMPLATE}".encode())
-        with psycopg.connect(make_conninfo(conninfo, dbname=TEMPLATE), autocommit=True) as connection:
-            for table in TABLES:
-                connection.execute(generate_init_sql(table).encode())
-        yield conninfo
+    return running(request.param)
 
 
 def _database(server: str, template: str) -> Iterator[str]:
