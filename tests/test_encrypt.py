@@ -600,7 +600,7 @@ async def _coroutine(subject: str, create: bool) -> bytes:
         (_coroutine, "coroutine"),
         ("/dev/null/keys", "cannot be used"),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_a_wrong_key_store_is_refused(open_vault: OpenEncrypted, key_store: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught:

@@ -350,7 +350,9 @@ def test_refusals_name_the_path(wrap: Any, place: str, bad: Any, path: str, word
 
 
 @pytest.mark.parametrize(
-    "value", [[1], "x", 5, True, (), {1}, b"{}", MappingProxyType({}), UUID(int=1), Any_.LIST, object()], ids=str
+    "value",
+    [[1], "x", 5, True, (), {1}, b"{}", MappingProxyType({}), UUID(int=1), Any_.LIST, object()],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_payload_is_a_dict(value: Any) -> None:
     with pytest.raises(ValidationError, match="`data` must be a dict with string keys, not a") as caught:
