@@ -866,6 +866,8 @@ def test_demo_tells_its_story_twice_and_its_commands_work(tmp_path: Path, reques
     assert "1001 was committed, and so was its event (1 stored)" in re.sub(r"\s+", " ", first.out)
     assert "1002 was rolled back, and so was its event (0 stored)" in re.sub(r"\s+", " ", first.out)
     assert "twice under one id (1 stored)" in first.out
+    assert "verify says OK" in re.sub(r"\s+", " ", first.out)
+    assert "verify said TAMPERED, leaf" in re.sub(r"\s+", " ", first.out)
     assert "correct horse" not in first.out
     times = re.findall(r"^(\d\d:\d\d:\d\d\.\d{3})  ", first.out, re.MULTILINE)
     assert len(times) == 11
@@ -882,11 +884,12 @@ def test_demo_tells_its_story_twice_and_its_commands_work(tmp_path: Path, reques
 
     commands = second.out.partition("Try next\n")[2].partition("\n\n")[0].splitlines()
     results = [shell(line, tmp_path) for line in commands]
-    assert [done.code for done in results] == [0] * 4, results
+    assert [done.code for done in results] == [0] * 5, results
     assert [json.loads(line)["event"] for line in results[0].out.splitlines()] == ["payment.declined"] * 2
     assert {json.loads(line)["event"] for line in results[1].out.splitlines()} == {"user.login"}
     assert json.loads(results[2].out)["data"]["diff"] == {"price": {"before": 120, "after": 150}}
     assert "audit_logs: up to date" in results[3].out
+    assert json.loads(results[4].out)["verdict"] == "OK"
 
 
 def test_demo_prints_itself_as_it_was_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import sys
 from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +49,20 @@ def demo(folder: Path) -> None:
     ):
         story.tell(audit, shop, run)
         told = story.read_back(audit, run)
+        connect = partial(connect_once, target, TIMEOUT, Place("demo"))
+        sealed = (
+            story.tamper(audit, connect, folder.absolute(), told.last("payment.captured").id) if _can_seal() else None
+        )
         version = shop.info.parameter_status("server_version")
     out = console()
     out.print(f"tracevault {__version__} on PostgreSQL {version}: a morning in a small shop\n", style="bold")
     _print_story(out, told.records)
-    _print_findings(out, told)
-    _print_next(out, told, folder, dsn)
+    _print_findings(out, told, sealed)
+    _print_next(out, told, sealed, folder, dsn)
+
+
+def _can_seal() -> bool:
+    return find_spec("cryptography") is not None
 
 
 def _print_story(out: Console, records: list[AuditRecord]) -> None:
@@ -82,7 +92,7 @@ def _story_table(records: list[AuditRecord], *, reasons: bool) -> Table:
     return table
 
 
-def _print_findings(out: Console, told: story.Told) -> None:
+def _print_findings(out: Console, told: story.Told, sealed: story.Tampering | None) -> None:
     from rich.table import Table  # noqa: PLC0415 - see output.py
     from rich.text import Text  # noqa: PLC0415
 
@@ -109,21 +119,33 @@ def _print_findings(out: Console, told: story.Told) -> None:
     )
     table.add_row("retry", f"payment.captured was emitted twice under one id ({payments} stored)")
     table.add_row("async", f"receipt.mailed was written in the background (mode {told.last('receipt.mailed').mode})")
+    if sealed is None:
+        table.add_row("seal", 'not shown: it takes the extra "seal", and a table without guards')
+    else:
+        said = "; ".join(f"leaf {problem.index}: {problem.detail}" for problem in sealed.meanwhile.problems)
+        table.add_row(
+            "seal",
+            f"verify says {sealed.before.verdict.name}. A superuser then made 15 of the payment's 150, and verify said "
+            f"{sealed.meanwhile.verdict.name}, {visible(said)}. The change was taken back",
+        )
     out.print("\nWorth a look", style="bold")
     out.print(table)
 
 
-def _print_next(out: Console, told: story.Told, folder: Path, dsn: str) -> None:
+def _print_next(out: Console, told: story.Told, sealed: story.Tampering | None, folder: Path, dsn: str) -> None:
     older = told.total - len(told.records)
     before = f", {older} of earlier ones" if older else ""
     out.print("\nTry next", style="bold")
     program, database = _program(), f"--dsn {shlex.quote(dsn)}"
-    for command in (
+    commands = [
         f"find {database} --errors-only",
         f"find {database} --table audit_user_events --actor-id ana",
         f"get {database} {told.last('product.price.updated').id}",
         f"doctor {database}",
-    ):
+    ]
+    if sealed is not None:
+        commands.append(f"verify {database} --key {sealed.vkey} --anchor {_short(sealed.anchor)}")
+    for command in commands:
         out.print(f"{program} {command}", style="cyan", soft_wrap=True)
     out.print(
         f"\nKept in {visible(str(folder))}: {len(told.records)} events of this run{before}.",

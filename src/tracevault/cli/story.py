@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from psycopg import Connection
+from psycopg import Connection, errors
 
-from tracevault import Actor, AuditRecord, Target, Tracevault
+from tracevault import Actor, AuditRecord, Report, Target, Tracevault
+from tracevault.sealing.keys import generate, read_keys, write_key
+from tracevault.sealing.service import make_sealer
+from tracevault.sealing.signer import state_path
 
 OPTIONS: dict[str, Any] = {
     "scopes": {"default": {"table_name": "audit_logs"}, "users": {"table_name": "audit_user_events"}},
@@ -119,3 +125,48 @@ def read_back(audit: Tracevault, run: str) -> Told:
     counts["payment"] = audit.query.count(correlation_id=run, event="payment.captured")
     total = audit.query.count() + users.query.count()
     return Told(sorted(records, key=lambda record: (record.occurred_at, record.id)), counts, total)
+
+
+KEY_NAME = "demo.example/shop"
+TABLE = "audit_logs"
+
+
+class Tampering(NamedTuple):
+    """What verifying said of the log as it is, and while a superuser had changed an event; and the log's key."""
+
+    before: Report
+    meanwhile: Report
+    event: UUID
+    vkey: str
+    anchor: Path
+
+
+def tamper(audit: Tracevault, connect: Callable[[], Connection[Any]], folder: Path, event: UUID) -> Tampering | None:
+    """Seal the log, change an event as a superuser can, verify, and take the change back; None if guards refuse that.
+
+    Key, signing state and anchor stand beside the ``folder`` of the database.
+    """
+    key, anchor = folder.with_name(f"{folder.name}.key"), folder.with_name(f"{folder.name}.anchor")
+    with closing(connect()) as superuser:
+        found = superuser.execute("SELECT to_regclass('tracevault_trees')").fetchone()
+        if found == (None,):  # a new database; what another one before it signed is of no use
+            for path in (key, state_path(key), anchor):
+                path.unlink(missing_ok=True)
+            write_key(key, generate(KEY_NAME))
+        sealer, publisher = make_sealer(connect, [TABLE], key=key, anchors=[f"file:{anchor}"])
+        try:
+            sealer.seal(TABLE)
+            publisher.settle(10)
+        finally:
+            publisher.close(1)
+            sealer.close()
+        vkey = str(read_keys(key)[0].renamed(f"{KEY_NAME}/{TABLE}").verifier)
+        before = audit.verify(keys=[vkey], anchors=[str(anchor)])
+        change = "UPDATE audit_logs SET data = jsonb_set(data, '{amount}', %s) WHERE id = %s"
+        try:
+            superuser.execute(change, ("15", event))
+        except errors.InsufficientPrivilege:
+            return None
+        meanwhile = audit.verify(keys=[vkey], anchors=[str(anchor)])
+        superuser.execute(change, ("150", event))
+    return Tampering(before, meanwhile, event, vkey, anchor)
