@@ -8,6 +8,7 @@ import random
 import string
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,10 +16,23 @@ import psycopg
 import pytest
 
 from tests.conftest import rows
-from tracevault import ProofError
+from tests.sealed import Sealed
+from tracevault import ProofError, SealError
 from tracevault.event.record import COLUMNS, INSERT_COLUMNS
+from tracevault.flows import seal
 from tracevault.flows.write import insert_sql
-from tracevault.integrity.leaf import FIELDS, READ, Encoder, Statement, hash_sql, leaf_prefix, statement_of
+from tracevault.integrity.leaf import (
+    CANARY,
+    CANARY_HASH,
+    FIELDS,
+    READ,
+    Encoder,
+    Statement,
+    canary_sql,
+    hash_sql,
+    leaf_prefix,
+    statement_of,
+)
 from tracevault.integrity.merkle import leaf_hash
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import copied_rows
@@ -251,3 +265,19 @@ def test_a_statement_that_no_leaf_can_be_made_of_is_refused(values: dict[str, An
 def test_insert_sql_knows_all_columns() -> None:
     # The fuzzed rows above are made of these.
     assert all(name in insert_sql(TREE, 1, taken=False) for name in INSERT_COLUMNS)
+
+
+def test_the_canary_has_the_hash_that_is_known(dsn: str) -> None:
+    assert leaf_hash(CANARY.leaf) == CANARY_HASH
+    assert rows(dsn, canary_sql()) == [(CANARY_HASH,)]
+
+
+def test_a_server_that_hashes_otherwise_seals_nothing(
+    ready_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal, "CANARY_HASH", bytes(32))
+    log = Sealed(ready_dsn, tmp_path)
+    with pytest.raises(SealError, match="hashes a row otherwise"):
+        log.sealer.seal("audit_logs")
+    assert rows(ready_dsn, "SELECT to_regclass('tracevault_trees')") == [(None,)]
+    log.close()

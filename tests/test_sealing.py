@@ -26,7 +26,9 @@ from tracevault.integrity.note import Signer
 from tracevault.integrity.report import Report, Verdict
 from tracevault.postgres.schema import ensure_schema
 from tracevault.sealing import sealer as sealing
+from tracevault.sealing.anchors import parse_anchor, read_checkpoints
 from tracevault.sealing.keys import generate, verifiers
+from tracevault.sealing.publisher import Publisher
 from tracevault.sealing.sealer import Round, Sealer
 from tracevault.sealing.signer import CheckpointSigner, SigningState
 from tracevault.sealing.verify import Trust, verify
@@ -706,3 +708,23 @@ def test_a_vault_and_its_sealer(ready_dsn: str, make_sealer: MakeSealer, signer:
     make_sealer(ready_dsn).seal(TABLE)
     assert leaves(ready_dsn) == [first.id, *(receipt.id for receipt in many)]
     assert checked(ready_dsn, signer).checked == 6
+
+
+def test_an_idle_log_tells_its_anchors_again(ready_dsn: str, make_sealer: MakeSealer, tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor"
+    publisher = Publisher([parse_anchor(f"file:{anchor}")], interval=0.0)
+    sealer = make_sealer(ready_dsn, publisher=publisher, heartbeat=0.2)
+    rows(ready_dsn, _INSERT.format(TABLE), uuid4(), "a", "2026-01-01Z")
+    sealer.seal(TABLE)
+    sealer.beat()
+    assert publisher.settle(10)
+    assert len(list(read_checkpoints(anchor))) == 1
+    time.sleep(0.3)
+    sealer.beat()
+    assert publisher.settle(10)
+    first, second = (note for _, note in read_checkpoints(anchor))
+    assert first == second
+    publisher.close()
+    # What both were answered is in the database, once the sealer looks again.
+    sealer.beat()
+    assert rows(ready_dsn, "SELECT size, attempts, error FROM tracevault_anchors") == [(1, 2, None)]

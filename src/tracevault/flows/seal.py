@@ -15,7 +15,7 @@ from uuid import UUID
 
 from tracevault.errors import SealError
 from tracevault.flows import Flow, Query
-from tracevault.integrity.leaf import hash_sql, leaf_prefix
+from tracevault.integrity.leaf import CANARY_HASH, canary_sql, hash_sql, leaf_prefix
 from tracevault.integrity.merkle import EMPTY_ROOT
 from tracevault.integrity.tiles import Growth, right_edge
 from tracevault.schema.custody import define_custody
@@ -88,6 +88,16 @@ def tables_exist() -> Flow[bool]:
     """Whether the tables of `schema.trees` are there."""
     found = yield Query("SELECT to_regclass($1) IS NOT NULL", (ERASURES,))  # the last one to be made
     return bool(found.rows[0][0])
+
+
+def check_canary() -> Flow[None]:
+    """Make sure that this server hashes a known row as everybody else does; else `SealError`, before it hashes ours."""
+    found = yield Query(canary_sql())
+    if bytes(found.rows[0][0]) != CANARY_HASH:
+        raise SealError(
+            "this server hashes a row otherwise than it should, so nothing that it seals could be verified: is the "
+            "database's encoding UTF8?"
+        )
 
 
 def estimate(table: str) -> Flow[int]:

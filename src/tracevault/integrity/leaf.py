@@ -90,6 +90,21 @@ def _literal(value: bytes) -> str:
     return f"'\\x{value.hex()}'::bytea"
 
 
+def canary_sql() -> str:
+    """Return a SELECT of the leaf hash of `CANARY`, whatever table is there: its result is known beforehand."""
+    columns = [
+        f"{_canary_literal(CANARY.values.get(stored.name))}::{stored.column.sql_type} AS {stored.name}"
+        for stored in FIELDS
+    ]
+    salt = f"{_canary_literal(CANARY.values[PAYLOAD_SALT])}::uuid AS {PAYLOAD_SALT}"
+    prefix = _literal(b"\x00" + leaf_prefix(CANARY.tree))
+    return f"SELECT {hash_sql(prefix)} FROM (SELECT {', '.join([*columns, salt])}) AS r"
+
+
+def _canary_literal(value: str | None) -> str:
+    return "NULL" if value is None else f"'{value}'"
+
+
 # --------------------------------------------------------------------------------------------- in Python
 
 
@@ -193,6 +208,24 @@ class Statement:
             return None if value is None else _ENCODERS.get(stored.column.sql_type, str.encode)(value)
         except (ValueError, TypeError, AttributeError, struct_error):
             raise ProofError(f"the event's `{name}` is not what a leaf can be made of") from None
+
+
+# A row with characters and numbers of every kind, and with NULLs; see `canary_sql`.
+CANARY = Statement(
+    "canary",
+    {
+        "id": "01930000-0000-7000-8000-0000000000ca",
+        "occurred_at": "1999-12-31T23:59:59.999999Z",
+        "created_at": "2026-01-01T00:00:00Z",
+        "event": "canary.sang",
+        "actor_id": "Ångström 🐦",
+        "mode": "sync",
+        "tenant_id": "",
+        "data": '{"": null, "a": 1.0, "b": 12345678901234567890, "aa": [-0.5, true, "ü"]}',
+        PAYLOAD_SALT: "00112233-4455-6677-8899-aabbccddeeff",
+    },
+)
+CANARY_HASH = bytes.fromhex("07b8a55cec759a8ba7462101c0ec58d22f4483bed43c79c9bba26c2ff962856d")
 
 
 def _encode_time(value: Any) -> bytes:

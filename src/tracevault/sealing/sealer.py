@@ -22,6 +22,7 @@ from tracevault.errors import DriverError, RollbackError, SealError, TracevaultE
 from tracevault.flows import Flow
 from tracevault.flows.seal import (
     Tree,
+    check_canary,
     estimate,
     find_tree,
     has_checkpoints,
@@ -223,6 +224,7 @@ class Sealer:
         """Make tables and trees that are missing; a role that may not is told who may."""
         if self._ready:
             return
+        self._transaction(check_canary)
         if not self._transaction(tables_exist):
             try:
                 self._transaction(make_tables)
