@@ -76,9 +76,9 @@ def _print(table: str, tree: Tree, how: Standing, anchors: list[Receipts]) -> No
 
     out = console()
     late = how.oldest_waiting >= _LONG
-    waiting = f"{number(how.waiting, 'row')} not sealed yet" + (
-        f", the oldest for {span(how.oldest_waiting)}" if how.waiting else ""
-    )
+    waiting = "no row waits"
+    if how.waiting:
+        waiting = f"{number(how.waiting, 'row')} not sealed yet, the oldest waits for {span(how.oldest_waiting)}"
     signed = "nothing is signed" if how.signed_at is None else f"signed up to {how.signed:,} {_ago(how.signed_at)}"
     lines = [
         Text.assemble((visible(table), "bold"), f"  {visible(tree.origin)}"),

@@ -92,7 +92,8 @@ def verify_command(
     Every row is hashed anew and compared with the tree, and the tree with signed checkpoints. OK takes a checkpoint
     from outside the database: whoever owns it, and the key, could make everything inside anew.
 
-    Exit 0 OK, 1 tampered, 3 could not be checked, 4 consistent but not anchored, 5 rows wait to be sealed.
+    Exit 0 OK, 1 tampered, 3 could not be checked, 4 consistent but not anchored, 5 rows wait too long to be sealed or
+    signed.
     """
     name = check_table_name(table, "--table")
     with connection(read_dsn(dsn), "verifying") as link:
