@@ -22,6 +22,9 @@ MEMORY = Path("/dev/shm")
 _ROOM = 2 << 30
 VERSIONS = ("18", "15") if (DEBIAN_15 / "postgres").exists() else ("18",)
 
+# Of the servers that run.
+FOLDERS: set[Path] = set()
+
 # For what does not depend on the server.
 one_server = pytest.mark.parametrize("server", VERSIONS[:1], ids=lambda version: f"pg{version}", indirect=True)
 
@@ -30,6 +33,7 @@ one_server = pytest.mark.parametrize("server", VERSIONS[:1], ids=lambda version:
 def running(version: str) -> Iterator[str]:
     """Run a server of this version in a new folder; yield a conninfo for its superuser."""
     folder = Path(tempfile.mkdtemp(prefix=f"tracevault-tests-{version}-", dir=_place()))
+    FOLDERS.add(folder)
     try:
         with _embedded(folder) if version == "18" else _debian(folder, DEBIAN_15) as conninfo:
             with psycopg.connect(conninfo, autocommit=True) as connection:
@@ -39,6 +43,7 @@ def running(version: str) -> Iterator[str]:
             yield conninfo
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        FOLDERS.remove(folder)
 
 
 def _place() -> Path | None:

@@ -303,10 +303,17 @@ def test_a_wrong_password_is_reported_at_once_and_not_printed(cli: Cli, name: st
 
 def test_ctrl_c_is_quiet() -> None:
     met = threading.Event()
+    # A shell that runs the tests in its background has SIGINT ignored, and the command would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with fake_server(None, met) as url:
         process = subprocess.Popen(
-            command("find", "--dsn", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
+            command("find", "--dsn", url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
         )
+        signal.signal(signal.SIGINT, before)
         assert met.wait(30)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
