@@ -138,8 +138,8 @@ def test_help_lists_every_command(cli: Cli) -> None:
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
     assert listed == [
         *("demo", "emit", "find", "get", "count", "migrate", "roles", "doctor", "spool"),
-        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "prune", "erase"),
-        *("init-sql", "sql-path"),
+        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "prune"),
+        *("erase", "init-sql", "sql-path"),
     ]
 
 

@@ -49,6 +49,7 @@ from tracevault.vault import (
     Scope,
     Tracevault,
     start_tracevault,
+    verify_export,
 )
 from tracevault.writer.stats import Stats
 
@@ -94,6 +95,7 @@ __all__ = [
     "read_correlation_id_header",
     "resolve_correlation_id",
     "start_tracevault",
+    "verify_export",
     "verify_proof",
 ]
 

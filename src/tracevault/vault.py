@@ -8,6 +8,7 @@ the connections. Everything else is done elsewhere: events are prepared in ``eve
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
@@ -571,3 +572,17 @@ class Tracevault(Scope):
     def __repr__(self) -> str:
         """Show scopes and state."""
         return repr(self._engine).replace("BlockingEngine", "Tracevault")
+
+
+# ------------------------------------------------------------------------------------- without a vault
+
+
+def verify_export(path: str | os.PathLike[str], *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+    """Verify a file that ``tracevault export --verifiable`` has written; no database is asked.
+
+    ``keys`` and ``anchors`` are those of `AsyncScope.verify`; an anchor that is a directory names the wrong lines.
+    Raises `SealError` for a file that is no export, or that cannot be read.
+    """
+    from tracevault.sealing.offline import verify_file  # noqa: PLC0415 - `import tracevault` need not wait for it
+
+    return verify_file(path, keys=keys, anchors=anchors)

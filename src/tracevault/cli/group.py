@@ -15,6 +15,7 @@ from tracevault.cli.custody import erase, prune
 from tracevault.cli.demo import demo
 from tracevault.cli.doctor import doctor
 from tracevault.cli.emit import emit
+from tracevault.cli.export import export
 from tracevault.cli.find import find
 from tracevault.cli.get import get
 from tracevault.cli.init_sql import init_sql
@@ -74,7 +75,7 @@ def tracevault(ctx: click.Context) -> None:
 
 for _command in (
     *(demo, emit, find, get, count, migrate, roles, doctor, spool),
-    *(keygen, seal, status, verify_command, prove_command, verify_proof_command, prune, erase),
+    *(keygen, seal, status, verify_command, prove_command, verify_proof_command, export, prune, erase),
     *(init_sql, sql_path),
 ):
     tracevault.add_command(_command)

@@ -25,6 +25,7 @@ from tracevault.cli.output import (
 )
 from tracevault.config import check_table_name
 from tracevault.integrity.checkpoint import Checkpoint
+from tracevault.sealing.offline import verify_file
 from tracevault.sealing.trust import trust_of
 from tracevault.sealing.verified import Verified
 from tracevault.sealing.verify import GRACE, origin_of, verify
@@ -58,6 +59,13 @@ _SHOWN = 20
     help="checkpoints outside the database: an anchor's file, directory or address; repeatable",
 )
 @click.option(
+    "--export",
+    "exported",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="verify a file that `tracevault export --verifiable` has written; no database is asked",
+)
+@click.option(
     "--state",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -81,6 +89,7 @@ def verify_command(
     table: str,
     keys: tuple[str, ...],
     anchors: tuple[str, ...],
+    exported: Path | None,
     state: Path | None,
     full: bool,
     grace: float,
@@ -95,9 +104,31 @@ def verify_command(
     Exit 0 OK, 1 tampered, 3 could not be checked, 4 consistent but not anchored, 5 rows wait too long to be sealed or
     signed.
     """
-    name = check_table_name(table, "--table")
-    with connection(read_dsn(dsn), "verifying") as link:
-        origin = origin_of(link, name)
+    if exported is not None:
+        if dsn is not None or state is not None or full:
+            raise click.UsageError("--export takes neither --dsn nor --state nor --full: it is looked at as it stands")
+        with progress_bar("verifying") as progress:
+            report = verify_file(exported, keys=keys, anchors=anchors, progress=progress)
+    else:
+        report = _verified(read_dsn(dsn), check_table_name(table, "--table"), keys, anchors, state, full, grace)
+    if as_json or output == "json" or (output is None and not is_terminal()):
+        write_lines([json_text(report.as_dict())])
+    else:
+        _print(report)
+    ctx.exit(report.verdict.value)
+
+
+def _verified(
+    dsn: str,
+    table: str,
+    keys: tuple[str, ...],
+    anchors: tuple[str, ...],
+    state: Path | None,
+    full: bool,
+    grace: float,
+) -> Report:
+    with connection(dsn, "verifying") as link:
+        origin = origin_of(link, table)
         trust = trust_of(keys, anchors, origin=origin)
         verified = None if state is None else Verified(state, trust)
         before = verified.read(origin) if verified is not None else None
@@ -105,14 +136,10 @@ def verify_command(
             trust = replace(trust, outside=[*trust.outside, before])
         first = None if before is None or full else Checkpoint.parse(before.note.text)
         with progress_bar("verifying") as progress:
-            report = verify(link, name, trust, first=first, grace=grace, progress=progress)
+            report = verify(link, table, trust, first=first, grace=grace, progress=progress)
         if verified is not None and report.verdict in (Verdict.OK, Verdict.CONSISTENT, Verdict.INCOMPLETE):
             verified.remember(link, report)
-    if as_json or output == "json" or (output is None and not is_terminal()):
-        write_lines([json_text(report.as_dict())])
-    else:
-        _print(report)
-    ctx.exit(report.verdict.value)
+    return report
 
 
 def _print(report: Report) -> None:

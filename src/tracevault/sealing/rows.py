@@ -77,8 +77,8 @@ class RowCheck:
         self._gone: dict[UUID, int] = {}
         self._unlisted: dict[bytes, int] = {}
         found = [remark for remark in run(connection, remarks(tree), place) if self._is_sealed(remark.leaf)]
-        self._pruned = _Ranges(remark.ranges for remark in found if remark.event == PRUNED)
-        self._erased = _Ranges(remark.ranges for remark in found if remark.event == ERASED)
+        self._pruned = Ranges(remark.ranges for remark in found if remark.event == PRUNED)
+        self._erased = Ranges(remark.ranges for remark in found if remark.event == ERASED)
 
     def _is_sealed(self, index: int) -> bool:
         """Whether the row of a leaf is in the tree: what it says of other rows is believed before the rows are read."""
@@ -214,7 +214,7 @@ class RowCheck:
         self._report.add(Problem(kind, detail, index, id_))
 
 
-class _Ranges:
+class Ranges:
     """Which indexes lie in any of some ranges (first, end)."""
 
     def __init__(self, ranges: Iterable[Iterable[tuple[int, int]]]) -> None:
@@ -229,6 +229,13 @@ class _Ranges:
     def __contains__(self, index: int) -> bool:
         place = bisect_right(self._firsts, index) - 1
         return place >= 0 and index < self._ranges[place][1]
+
+
+def leaf_row(row: bytes) -> tuple[int, UUID, int, int, tuple[bytes | None, ...]]:
+    """Return of a row of `rows_sql`: the index, the id, what there is of the row, where it begins, and commitments."""
+    _, index = _INDEX.unpack_from(row, _COUNT)
+    place, (data, meta, _event) = _fields(row, _ROW + 1, 3)
+    return index, _id_of(row), row[_ROW], place, (data, meta)
 
 
 def _fields(row: bytes, place: int, count: int) -> tuple[int, list[bytes | None]]:

@@ -57,11 +57,20 @@ def _checkpoints(anchor: str, origin: str) -> list[Witnessed]:
     return of_log
 
 
-def _from_path(anchor: str, origin: str) -> Iterator[Witnessed]:
+def folder_of(anchor: str, origin: str) -> Path | None:
+    """Return the folder of a log in an anchor's directory; None if the anchor is no directory."""
+    path = _path(anchor)
+    return path / origin if path.is_dir() else None
+
+
+def _path(anchor: str) -> Path:
     kind, colon, rest = anchor.partition(":")
-    path = Path(rest if colon and kind in ("file", "dir") else anchor).expanduser()
-    if path.is_dir():
-        folder = path / origin
+    return Path(rest if colon and kind in ("file", "dir") else anchor).expanduser()
+
+
+def _from_path(anchor: str, origin: str) -> Iterator[Witnessed]:
+    path, folder = _path(anchor), folder_of(anchor, origin)
+    if folder is not None:
         for file in [folder / "checkpoint", *(folder / "checkpoints").glob("*")]:
             at = datetime.fromtimestamp(file.stat().st_mtime, UTC)
             yield Witnessed(anchor, Note.parse(file.read_text(encoding="utf-8")), at)
