@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import getpass
 import socket
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import click
 from psycopg import Connection
 
-from tracevault import Actor, Target, ValidationError
+from tracevault import Actor, SpoolError, Target, ValidationError
 from tracevault.cli.connect import connection, vault, write_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
+from tracevault.event.data_key import subject_of
 from tracevault.event.payload import iso_utc
 from tracevault.event.rules import moment, uuid
 from tracevault.flows.custody import Affected, about, as_data, older_than
@@ -23,6 +25,9 @@ from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.schema.custody import ERASED, PRUNED
 from tracevault.sealing.custody import carry_out_all, parts, tree_of
+from tracevault.sealing.key_store import DirectoryKeyStore
+from tracevault.writer import inspection
+from tracevault.writer.dead import Letter
 
 _yes = click.option("--yes", is_flag=True, help="do not ask")
 _dry = click.option("--dry-run", is_flag=True, help="only say how many rows it concerns")
@@ -82,6 +87,20 @@ def prune(
 @click.option("--target", metavar="TYPE/ID", help="whom the events are about: user/123")
 @click.option("--actor", metavar="TYPE/ID", help="who did what the events tell")
 @click.option("--reason", metavar="TEXT", help="why, such as the number of a request; it stands in the event")
+@click.option(
+    "--key-store",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="destroy the subject's data key there as well, and with it every copy of what it encrypts",
+)
+@click.option(
+    "--spool",
+    "spools",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="make sure that this spool keeps nothing of it: dead letters are dropped; repeatable",
+)
 @_dry
 @_yes
 @_resume
@@ -93,6 +112,8 @@ def erase(
     target: str | None,
     actor: str | None,
     reason: str | None,
+    key_store: Path | None,
+    spools: tuple[Path, ...],
     dry_run: bool,
     yes: bool,
     resume: str | None,
@@ -102,10 +123,17 @@ def erase(
 
     `data`, `meta` and the salt go; the row and a hash that gives nothing away stay. Ids and types of actor and target
     stay as well: use pseudonymous ones. It takes the custodian's role, see `tracevault roles`.
+
+    Exit 3 where a spool still has events of it to deliver: `tracevault spool flush` does that.
     """
     name = check_table_name(table, "--table")
     if sum(value is not None for value in (target, actor, resume)) != 1:
         raise click.UsageError("give one of --target TYPE/ID, --actor TYPE/ID and --resume ID")
+    if resume is not None and (key_store is not None or spools):
+        raise click.UsageError(
+            "--resume ID takes neither --key-store nor --spool: give --target or --actor again for that"
+        )
+    keys = None if key_store is None else DirectoryKeyStore(key_store, create=False)
     dsn = write_dsn(dsn)
     with connection(dsn, "erasing") as link:
         if resume is not None:
@@ -115,6 +143,7 @@ def erase(
             raise click.UsageError("give --reason TEXT: an erasure without one cannot be justified later")
         subject = Target(*_identity(target, "--target")) if target is not None else Actor(*_identity(actor, "--actor"))
         tree = tree_of(link, name)
+        letters = _undelivered(spools, subject)
         affected = run(link, about(tree, subject), Place("erasing"))
         side = "target" if isinstance(subject, Target) else "actor"
         if not _confirmed(
@@ -123,11 +152,33 @@ def erase(
             "left without their payloads for good",
             dry_run=dry_run,
             yes=yes,
+            more=keys is not None or bool(letters),
         ):
             return
-        data = {side: {"id": subject.id, "type": subject.type}}
+        data = {side: {"id": subject.id, "type": subject.type}, "key_destroyed": keys is not None}
         ids = _state(dsn, name, tree, affected, ERASED, data, reason)
         _carry_out(link, name, ids, timeout, "erased")
+    for folder, found in letters.items():
+        inspection.drop(folder, found, f"erased: {reason}")
+        click.echo(f"{number(len(found), 'dead letter')} dropped in {folder}")
+    if keys is not None:
+        destroyed = keys.destroy(subject_of(subject.type, subject.id))
+        click.echo(f"{number(len(destroyed), 'data key')} destroyed")
+
+
+def _undelivered(spools: tuple[Path, ...], subject: Actor | Target) -> dict[Path, list[Letter]]:
+    """Return the dead letters of a subject by spool; refuse to go on while events of it wait to be delivered."""
+    letters = {}
+    for folder in spools:
+        kept = inspection.kept_of(folder, subject)
+        if kept.waiting:
+            raise SpoolError(
+                f"the spool {str(folder)!r} has {number(kept.waiting, 'event')} of it to deliver, which would stay: "
+                "run `tracevault spool flush`, or let the process that holds them deliver, and run this again"
+            )
+        if kept.letters:
+            letters[folder] = kept.letters
+    return letters
 
 
 def _identity(text: str | None, option: str) -> tuple[str, str]:
@@ -137,13 +188,13 @@ def _identity(text: str | None, option: str) -> tuple[str, str]:
     return id_, kind
 
 
-def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes: bool) -> bool:
+def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes: bool, more: bool = False) -> bool:
     click.echo(f"{number(affected.rows, 'sealed row')} {which}", err=True)
     if affected.unsealed:
         raise ValidationError(
             f"{affected.unsealed:,} more are not sealed yet, and would stay: run `tracevault seal`, then this again"
         )
-    if dry_run or not affected.ranges:
+    if dry_run or not (affected.ranges or more):
         return False
     return yes or click.confirm(f"They will be {fate}. Go on?", err=True)
 
@@ -153,7 +204,7 @@ def _state(
 ) -> list[UUID]:
     """Emit the events that state what is to go; return their ids."""
     ids = []
-    several = list(parts(affected.ranges))
+    several = list(parts(affected.ranges)) or [[]]
     with vault(dsn, table) as audit:
         for number, ranges in enumerate(several, 1):
             said = {

@@ -7,18 +7,18 @@ import getpass
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from tracevault.config import Config
 from tracevault.errors import SpoolError
-from tracevault.event.binary import encode_row
+from tracevault.event.binary import decode_row, encode_row
 from tracevault.event.ids import uuid7
 from tracevault.event.payload import Encoder
 from tracevault.event.prepare import Prepared, Settings, prepare
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.event.record import INSERT_COLUMNS, Actor, Target
 from tracevault.writer import dead
 from tracevault.writer.adoption import is_barely_begun
 from tracevault.writer.dead import Letter
@@ -26,6 +26,7 @@ from tracevault.writer.spool import (
     CORRUPT_SUFFIX,
     SUFFIX,
     NoHeaderError,
+    Spooled,
     SpoolFile,
     flags_of,
     is_held,
@@ -100,6 +101,46 @@ def statuses(folder: Path) -> tuple[list[FileStatus], list[BrokenFile]]:
         size = (folder / dead.FILE_NAME).stat().st_size
         found.append(FileStatus(dead.FILE_NAME, False, None, targets, 0, len(refused), 0, size, oldest))
     return found, broken
+
+
+class Kept(NamedTuple):
+    """What a spool keeps of one actor or target: records that wait, and dead letters."""
+
+    waiting: int
+    letters: list[Letter]
+
+
+def kept_of(folder: Path, subject: Actor | Target) -> Kept:
+    """Return what the spool keeps of ``subject``. `SpoolError` for a file that cannot be read: it may keep more."""
+    side = "actor" if isinstance(subject, Actor) else "target"
+    id_, type_ = INSERT_COLUMNS.index(f"{side}_id"), INSERT_COLUMNS.index(f"{side}_type")
+
+    def concerns(row: Sequence[object]) -> bool:
+        return (row[id_], row[type_]) == (subject.id, subject.type)
+
+    waiting = 0
+    for path in paths(folder):
+        with contextlib.suppress(FileNotFoundError):  # delivered meanwhile
+            waiting += sum(concerns(decode_row(record.encoded)) for record in _records(path))
+    refused, damaged = dead.look(folder)
+    if damaged or list(folder.glob(f"*{CORRUPT_SUFFIX}")):
+        raise SpoolError(f"some of the spool {str(folder)!r} is damaged; see `tracevault spool status`")
+    return Kept(waiting, [letter for letter in refused if concerns(letter.prepared.row)])
+
+
+def _records(path: Path) -> list[Spooled]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = scan(path, descriptor)
+        if found.unreadable:
+            raise SpoolError(f"records in {str(path)!r} are damaged; see `tracevault spool status`")
+        return list(read_records(descriptor, found))
+    except NoHeaderError:
+        if is_barely_begun(path):
+            return []
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _broken(path: Path, reason: str) -> BrokenFile:
