@@ -182,10 +182,6 @@ class _Engine:
             trust = trust_of(keys, anchors, origin=origin_of(connection, table))
             return verify(connection, table, trust, progress=progress or (lambda _done, _all: None))
 
-    def _alone(self) -> bool:
-        """Whether no other sync emit is under way: then a write of its own is quickest, else a common one is."""
-        return self._direct == 0 and not self.writer.sync_busy
-
     def _saved(self, scope: str, table: str, prepared: Prepared, error: DriverError) -> bool:
         """Keep an event in the spool that could not be stored, if the options say so and waiting can help."""
         if self.config.on_unavailable != "spool" or not error.transient:
@@ -344,9 +340,10 @@ class AsyncEngine(_Engine):
         if prepared.mode == "async":
             with _counted(writer.counters):
                 return await writer.put_async(scope, table, prepared)
-        writer.counters.add(emitted=1, in_flight=1)
+        writer.counters.add_flying()
         try:
-            if self._alone():
+            # Alone, a write of its own is quickest; with others under way, a common one is.
+            if self._direct == 0 and not writer.sync_busy:
                 self._direct += 1
                 try:
                     await self.store(self.write_one(table, prepared, place))
@@ -360,7 +357,7 @@ class AsyncEngine(_Engine):
                 return "spool"
             self._count_failure(error)
             raise
-        writer.counters.add(in_flight=-1, delivered=1)
+        writer.counters.add_landed()
         return "database"
 
     async def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
@@ -574,9 +571,10 @@ class BlockingEngine(_Engine):
         if prepared.mode == "async":
             with _counted(writer.counters):
                 return writer.put(scope, table, prepared)
-        writer.counters.add(emitted=1, in_flight=1)
+        writer.counters.add_flying()
         try:
-            if self._alone():
+            # Alone, a write of its own is quickest; with others under way, a common one is.
+            if self._direct == 0 and not writer.sync_busy:
                 self._direct += 1
                 try:
                     self.store(self.write_one(table, prepared, place))
@@ -590,7 +588,7 @@ class BlockingEngine(_Engine):
                 return "spool"
             self._count_failure(error)
             raise
-        writer.counters.add(in_flight=-1, delivered=1)
+        writer.counters.add_landed()
         return "database"
 
     def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:

@@ -14,6 +14,7 @@ _BITS = Struct("512Q")
 _stock: list[int] = []
 _owner = 0
 _new, _set = object.__new__, object.__setattr__
+_UNKNOWN = SafeUUID.unknown  # an enum looks its members up slowly
 
 
 def uuid7() -> UUID:
@@ -42,5 +43,5 @@ def uuid7() -> UUID:
     made = _new(UUID)
     # As its constructor does after checks that take twice the time of all the rest.
     _set(made, "int", stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | _VERSION_AND_VARIANT | random >> 2)
-    _set(made, "is_safe", SafeUUID.unknown)
+    _set(made, "is_safe", _UNKNOWN)
     return made

@@ -49,7 +49,7 @@ _Mark: TypeAlias = tuple[SpoolFile, int]
 MAX_WRITERS = 4
 # So many where a commit is quick: more would only compete for the processor. Measured, see `CommitCost`.
 _QUICK_WRITERS = 2
-_SLOW_COMMIT = 0.001
+_SLOW_COMMIT = 0.0005
 # An interpreter that exits without close() waits this long for what is queued, and close() so long for threads.
 _EXIT_SECONDS = 2.0
 _LAST_SECONDS = 2.0

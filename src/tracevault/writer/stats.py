@@ -82,6 +82,20 @@ class Counters:
         with self._lock:
             self._counts["emitted"] += 1
 
+    def add_flying(self) -> None:
+        """Count one sync event that is to be stored, quickly."""
+        counts = self._counts
+        with self._lock:
+            counts["emitted"] += 1
+            counts["in_flight"] += 1
+
+    def add_landed(self) -> None:
+        """Count one sync event that was stored, quickly."""
+        counts = self._counts
+        with self._lock:
+            counts["in_flight"] -= 1
+            counts["delivered"] += 1
+
     def count(self, name: str) -> int:
         """Return one counter."""
         return int(self._counts[name])
