@@ -140,6 +140,12 @@ def test_a_rollback_is_told_and_an_epoch_goes_on(log: Log) -> None:
     assert done.code == 0
     assert f"the log is {NAME}/audit_logs/2 from now on" in done.err
     assert json.loads(log.status().out)["epoch"] == 2
+    vkey = done.out.strip()
+    assert vkey.startswith(f"{NAME}/audit_logs/2+")
+    log.emit(1)
+    log.seal_once()
+    log.vkey = vkey
+    assert (log.anchored().code, json.loads(log.anchored().out)["checked"]) == (OK, 4)
 
 
 def test_a_lost_state_is_adopted_by_an_operator_alone(log: Log) -> None:

@@ -118,9 +118,9 @@ def _decide(sealer: Sealer, table: str, *, resume: bool, new_epoch: bool, adopt_
         sealer.resume(table)
     if new_epoch:
         tree = sealer.new_epoch(table)
-        click.echo(
-            f"{table}: the log is {tree.origin} from now on; give its verifier key to whoever verifies", err=True
-        )
+        click.echo(f"{table}: the log is {tree.origin} from now on; give this key to whoever verifies", err=True)
+        for key in sealer.verifier_keys(tree.origin):
+            click.echo(key)
     if adopt_state:
         sealer.adopt_state(table)
 

@@ -258,6 +258,10 @@ class Sealer:
         self._signed.pop(table, None)
         return self._tree(table)
 
+    def verifier_keys(self, origin: str) -> list[str]:
+        """Return what verifies checkpoints of ``origin`` that this sealer signs."""
+        return [str(verifier) for verifier in verifiers(self._signer.signers, origin)]
+
     def adopt_state(self, table: str) -> None:
         """Begin the signer's state anew with the newest checkpoint in the database: an operator's decision.
 
