@@ -207,7 +207,8 @@ class AsyncScope:
 
         ``keys`` are the log's verifier keys as ``tracevault keygen`` prints them, ``KEY@SIZE`` for one that was
         revoked at a size; ``anchors`` name checkpoints outside the database: an anchor's file, folder or address.
-        Without them the verdict is at best ``CONSISTENT``. Raises `SealError` where nothing can be verified.
+        Without them the verdict is at best ``CONSISTENT``. Up to ``jobs`` processes (1 to 64) check rows at once, if
+        the vault was given a connection string. Raises `SealError` where nothing can be verified.
         """
         return await asyncio.to_thread(self._engine.verify, self.table, keys, anchors, jobs)
 

@@ -44,6 +44,8 @@ _ROW = _ID + 16 + 4
 _NO_ERASURE = slice(_ROW + 1, _ROW + 13)
 _THREE_NULLS = b"\xff" * 12
 _PLAIN_ROW = _ROW + 13
+# The usual row is there, and nothing of it was erased.
+_USUAL = bytes((THERE,)) + _THREE_NULLS
 
 
 class Ranges:
@@ -121,8 +123,7 @@ class RowCheck:
                 self._unlist(expected, index, start, hashes)
             expected = index + 1
             offset = (index - start) * HASH
-            # The usual row is there, and nothing of it was erased.
-            if row[_ROW] == THERE and row[_NO_ERASURE] == _THREE_NULLS:
+            if row[_ROW:_PLAIN_ROW] == _USUAL:
                 computed = hash_of(row, _PLAIN_ROW)
                 if hashes[offset : offset + HASH] == computed:
                     good += 1
