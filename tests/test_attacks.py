@@ -32,6 +32,8 @@ from tracevault.integrity.report import Report, Verdict
 from tracevault.integrity.tiles import Growth
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import copied_rows, run
+from tracevault.sealing import explain as explain_module
+from tracevault.sealing import findings as findings_module
 from tracevault.sealing import rows as rows_module
 from tracevault.sealing import verify as verify_module
 from tracevault.sealing.sealer import Sealer
@@ -941,7 +943,7 @@ def test_an_old_event_that_was_changed_allows_nothing_new(log: Copy) -> None:
 
 
 def test_a_report_names_so_many_bad_places(log: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (report_module, rows_module):
+    for module in (report_module, findings_module, explain_module):
         monkeypatch.setattr(module, "MOST_PROBLEMS", 10)
     for change in (
         "UPDATE audit_logs SET actor_id = 'x'",

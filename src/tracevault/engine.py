@@ -123,6 +123,7 @@ class _Engine:
         self._embedded: dict[str, Embedded] = {}
         self._embedded_lock = Lock()
         self._connect: Callable[[], Connection[Any]]
+        self._conninfo: str | None = None  # unless only the caller knows how to connect
         self._target: str | None = None
         self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
         self._direct = 0  # sync emits that are being written without the writer
@@ -153,6 +154,7 @@ class _Engine:
     def _set_writer(self, conninfo: str | None) -> None:
         """Note how background writers connect, and where to."""
         self._connect = writer_connect(self.config, conninfo)
+        self._conninfo = conninfo if self.config.writer_connect is None else None
         self._target = target_of(conninfo if conninfo is not None else self.config.pool.conninfo)
 
     def _start_sealing(self) -> None:
@@ -170,7 +172,12 @@ class _Engine:
             sealing.close(max(_PATIENCE, seconds))
 
     def verify(
-        self, table: str, keys: Sequence[str], anchors: Sequence[str], progress: Progress | None = None
+        self,
+        table: str,
+        keys: Sequence[str],
+        anchors: Sequence[str],
+        jobs: int = 1,
+        progress: Progress = lambda _done, _all: None,
     ) -> Report:
         """Verify a table's log over a connection of its own."""
         from tracevault.sealing.trust import trust_of  # noqa: PLC0415 - `import tracevault` need not wait for it
@@ -180,7 +187,7 @@ class _Engine:
         with closing(self._connect()) as connection:
             connection.execute("SET statement_timeout TO 0")  # a log is as long as it is
             trust = trust_of(keys, anchors, origin=origin_of(connection, table))
-            return verify(connection, table, trust, progress=progress or (lambda _done, _all: None))
+            return verify(connection, table, trust, progress=progress, jobs=jobs, conninfo=self._conninfo)
 
     def _saved(self, scope: str, table: str, prepared: Prepared, error: DriverError) -> bool:
         """Keep an event in the spool that could not be stored, if the options say so and waiting can help."""

@@ -203,14 +203,15 @@ class AsyncScope:
         """
         return await self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
-    async def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+    async def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = (), jobs: int = 1) -> Report:
         """Verify the whole log of this table, in a thread, and return what was found; ``report.verdict`` sums it up.
 
         ``keys`` are the log's verifier keys as ``tracevault keygen`` prints them, ``KEY@SIZE`` for one that was
         revoked at a size; ``anchors`` name checkpoints outside the database: an anchor's file, folder or address.
-        Without them the verdict is at best ``CONSISTENT``. Raises `SealError` where nothing can be verified.
+        Without them the verdict is at best ``CONSISTENT``. Up to ``jobs`` processes (1 to 64) check rows at once, if
+        the vault was given a connection string. Raises `SealError` where nothing can be verified.
         """
-        return await asyncio.to_thread(self._engine.verify, self.table, keys, anchors)
+        return await asyncio.to_thread(self._engine.verify, self.table, keys, anchors, jobs)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the vault's async records are stored; see `AsyncTracevault.flush`."""
@@ -453,9 +454,9 @@ class Scope:
         """Like `AsyncScope.prove`."""
         return self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
-    def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+    def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = (), jobs: int = 1) -> Report:
         """Like `AsyncScope.verify`."""
-        return self._engine.verify(self.table, keys, anchors)
+        return self._engine.verify(self.table, keys, anchors, jobs)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the vault's async records are stored; see `Tracevault.flush`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tracevault import Report, Verdict
-from tracevault.cli.connect import connection, read_dsn
+from tracevault.cli.connect import connection, conninfo, read_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
 from tracevault.cli.output import (
     Output,
@@ -25,6 +25,7 @@ from tracevault.cli.output import (
 )
 from tracevault.config import check_table_name
 from tracevault.integrity.checkpoint import Checkpoint
+from tracevault.sealing.jobs import MOST_JOBS
 from tracevault.sealing.offline import verify_file
 from tracevault.sealing.trust import trust_of
 from tracevault.sealing.verified import Verified
@@ -79,6 +80,12 @@ _SHOWN = 20
     callback=seconds,
     help="for how long a row may wait for its seal; default: 60s",
 )
+@click.option(
+    "--jobs",
+    metavar="NUMBER",
+    type=click.IntRange(1, MOST_JOBS),
+    help="how many processes check rows at once; default: one per CPU up to 4, and one for a small log",
+)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), help="for a person, or one JSON object")
 @click.option("--json", "as_json", is_flag=True, help="the same as `-o json`")
 @dsn_option("DATABASE_URL_READ, else DATABASE_URL_WRITE")
@@ -93,6 +100,7 @@ def verify_command(
     state: Path | None,
     full: bool,
     grace: float,
+    jobs: int | None,
     output: Output | None,
     as_json: bool,
 ) -> None:
@@ -105,12 +113,12 @@ def verify_command(
     signed.
     """
     if exported is not None:
-        if dsn is not None or state is not None or full:
-            raise click.UsageError("--export takes neither --dsn nor --state nor --full: it is looked at as it stands")
+        if dsn is not None or state is not None or full or jobs is not None:
+            raise click.UsageError("--export takes no --dsn, --state, --full or --jobs: it is looked at as it stands")
         with progress_bar("verifying") as progress:
             report = verify_file(exported, keys=keys, anchors=anchors, progress=progress)
     else:
-        report = _verified(read_dsn(dsn), check_table_name(table, "--table"), keys, anchors, state, full, grace)
+        report = _verified(read_dsn(dsn), check_table_name(table, "--table"), keys, anchors, state, full, grace, jobs)
     if as_json or output == "json" or (output is None and not is_terminal()):
         write_lines([json_text(report.as_dict())])
     else:
@@ -126,8 +134,9 @@ def _verified(
     state: Path | None,
     full: bool,
     grace: float,
+    jobs: int | None,
 ) -> Report:
-    with connection(dsn, "verifying") as link:
+    with conninfo(dsn) as target, connection(target, "verifying") as link:
         origin = origin_of(link, table)
         trust = trust_of(keys, anchors, origin=origin)
         verified = None if state is None else Verified(state, trust)
@@ -136,7 +145,7 @@ def _verified(
             trust = replace(trust, outside=[*trust.outside, before])
         first = None if before is None or full else Checkpoint.parse(before.note.text)
         with progress_bar("verifying") as progress:
-            report = verify(link, table, trust, first=first, grace=grace, progress=progress)
+            report = verify(link, table, trust, first=first, grace=grace, progress=progress, jobs=jobs, conninfo=target)
         if verified is not None and report.verdict in (Verdict.OK, Verdict.CONSISTENT, Verdict.INCOMPLETE):
             verified.remember(link, report)
     return report

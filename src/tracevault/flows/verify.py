@@ -36,6 +36,28 @@ def prepare() -> Flow[None]:
     yield Query("SET LOCAL row_security = off", reads=False)
 
 
+def share_snapshot(process: int) -> Flow[str | None]:
+    """Let other sessions see what this transaction sees; return the name of that, or None where it cannot be.
+
+    ``process`` is the server's, as it said when we connected: a pooler has named another one.
+    """
+    found = yield Query(
+        "SELECT CASE WHEN pg_catalog.pg_backend_pid() = $1 "
+        "AND pg_catalog.has_function_privilege('pg_catalog.pg_export_snapshot()', 'EXECUTE') "
+        "THEN pg_catalog.pg_export_snapshot() END",
+        (process,),
+    )
+    name = found.rows[0][0]
+    return None if name is None else str(name)
+
+
+def use_snapshot(name: str) -> Flow[None]:
+    """See what the transaction sees that shares this snapshot, for as long as that takes. To be run first of all."""
+    quoted = name.replace("'", "''")
+    yield Query(f"SET TRANSACTION SNAPSHOT '{quoted}'", reads=False)
+    yield Query("SET LOCAL statement_timeout TO 0", reads=False)
+
+
 _WHOLESALE = ("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "enable_bitmapscan")
 
 

@@ -185,8 +185,8 @@ class _Export:
 
     def _judge(self) -> None:
         """Tell rows that went as a sealed event says from those that went otherwise."""
-        pruned = Ranges(ranges for _, event, ranges in self._remarks if event == PRUNED)
-        erased = Ranges(ranges for _, event, ranges in self._remarks if event == ERASED)
+        pruned = Ranges(pair for _, event, pairs in self._remarks if event == PRUNED for pair in pairs)
+        erased = Ranges(pair for _, event, pairs in self._remarks if event == ERASED for pair in pairs)
         for index, id_ in self._gone:
             if index in pruned:
                 self._report.pruned += 1

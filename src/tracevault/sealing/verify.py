@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -38,11 +40,14 @@ from tracevault.integrity.report import Outside, Problem, Report
 from tracevault.integrity.tiles import WIDTH, Growth, right_edge
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
-from tracevault.sealing.rows import RowCheck
+from tracevault.sealing.explain import Explanation
+from tracevault.sealing.findings import Findings
+from tracevault.sealing.jobs import MOST_JOBS, Crew, crew, jobs_for, ranges
+from tracevault.sealing.rows import RowCheck, leaf_hashes
 
 _VERIFYING = Place("verifying")
-# Leaves that are read at once: a second or so of work, and as many whole tiles.
-CHUNK = 256 * WIDTH
+# Leaves that are checked at once, by one process: a tenth of a second of work, and as many whole tiles.
+CHUNK = 64 * WIDTH
 # Seconds that a row may wait for its seal, and a leaf for its signature, before the log counts as incomplete.
 GRACE = 60.0
 _LARGEST = (1 << 63) - 1
@@ -98,23 +103,30 @@ def verify(
     first: Checkpoint | None = None,
     grace: float = GRACE,
     progress: Progress = lambda _done, _all: None,
+    jobs: int | None = 1,
+    conninfo: str | None = None,
 ) -> Report:
     """Verify the log of ``table`` in one read-only transaction, and say what was found.
 
     With ``first``, a checkpoint that an earlier verification found good, only what came after it is looked at: of
     rows before it that were changed or removed since, and of rows that were put in behind the log's back with an old
-    transaction, nothing is seen. ``progress`` is called with leaves done and all leaves. Raises `SealError` where
-    there is nothing to verify or it cannot be read, and `DriverError` where trying again can help.
+    transaction, nothing is seen. ``progress`` is called with leaves done and all leaves. With ``conninfo``, which has
+    to lead where ``connection`` does, up to ``jobs`` processes check rows at once, this one among them; None stands for
+    as many as pay. Raises `SealError` where there is nothing to verify or it cannot be read, and `DriverError` where
+    trying again can help.
     """
     if trust.outside and not (trust.keys or trust.revoked):
         raise ConfigError("to believe a checkpoint takes the log's verifier key: pass it as `keys`", field="keys")
+    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= MOST_JOBS):
+        raise ConfigError(f"`jobs` must be a number from 1 to {MOST_JOBS}, got {jobs!r}", field="jobs")
     started = time.monotonic()
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     try:
         with connection.transaction():
             run(connection, prepare(), _VERIFYING)
-            report = _Verification(connection, _tree_of(connection, table), table, trust, first, progress).report()
+            tree = _tree_of(connection, table)
+            report = _Verification(connection, tree, table, trust, first, progress, jobs, conninfo).report()
     except DriverError as error:
         if error.transient:
             raise
@@ -149,12 +161,16 @@ class _Verification:
         trust: Trust,
         first: Checkpoint | None,
         progress: Progress,
+        jobs: int | None,
+        conninfo: str | None,
     ) -> None:
         self._connection = connection
         self._tree = tree
         self._trust = trust
         self._first = first
         self._progress = progress
+        self._jobs = jobs
+        self._conninfo = conninfo
         self._report = Report(table, first=first.size if first else 0)
         # Checkpoints that wait for the tree to grow to their size.
         self._marks: dict[int, list[_Mark]] = {}
@@ -174,14 +190,14 @@ class _Verification:
             self._add("table", f"`{name}` is no table: what it shows need not be what is stored")
         report.signatures_checked = bool(self._trust.keys or self._trust.revoked)
         self._collect_marks()
-        rows = RowCheck(self._connection, tree, report, _VERIFYING)
         if report.first > tree.size:
             self._add("rolled back", f"the log has {tree.size:,} leaves, and had {report.first:,} when it was verified")
         else:
             self._run(stream(True))
-            self._walk(report.first, rows)
+            found = self._walk(report.first)
             self._run(stream(False))
-            rows.explain(everywhere=report.first == 0)
+            explain = Explanation(self._connection, tree, report, found, _VERIFYING)
+            explain.tell(everywhere=report.first == 0)
         self._look_beyond()
         report.unsigned = max(0, tree.size - self._newest)
         if report.unsigned and report.signatures_checked:
@@ -268,7 +284,7 @@ class _Verification:
 
     # ------------------------------------------------------------------------------------------------- tree
 
-    def _walk(self, first: int, rows: RowCheck) -> None:
+    def _walk(self, first: int) -> Findings:
         """Let the tree grow from ``first``, comparing rows, tiles and checkpoints on the way."""
         # What comes before `first` is compared by the hashes that were verified with it.
         for size in sorted(size for size in self._marks if size < first):
@@ -277,13 +293,27 @@ class _Verification:
         self._mark_stored(first if first else -_LARGEST, first, _BEYOND)
         self._compare(growth)
         last = self._last()
-        for begin in range(first - first % WIDTH, last, CHUNK):
-            start, end = max(begin, first), min(begin + CHUNK, last)
-            hashes = self._stored_hashes(begin, end)[(start - begin) * HASH :]
-            rows.check(start, end, hashes)
-            self._mark_stored(start + 1, end, CHUNK)
-            self._grow(growth, start, end, hashes)
-            self._progress(end - first, last - first)
+        found = Findings()
+        with closing(self._crew(first, last)) as rows:
+            for start, end in ranges(first, last, CHUNK):
+                hashes = leaf_hashes(self._connection, self._tree, start, end, _VERIFYING, partial(self._add, "tile"))
+                found.merge(self._told(rows.check(start, end, hashes)))
+                self._mark_stored(start + 1, end, CHUNK)
+                self._grow(growth, start, end, hashes)
+                self._progress(end - first, last - first)
+        self._report.checked, self._report.erased, self._report.pruned = found.checked, found.erased, found.pruned
+        return found
+
+    def _crew(self, first: int, last: int) -> Crew:
+        jobs = jobs_for(last - first) if self._jobs is None else self._jobs
+        own = RowCheck(self._connection, self._tree, _VERIFYING)
+        return crew(self._connection, own, self._tree, (first, last, CHUNK), self._conninfo, jobs, _VERIFYING)
+
+    def _told(self, found: Findings) -> Findings:
+        """Tell the report what is wrong beyond doubt; what else there is, is explained when all rows were seen."""
+        for problem in found.problems:
+            self._report.add(problem)
+        return found
 
     def _last(self) -> int:
         """Return how far there is anything to compare: a size that was made up must not be counted up to."""
@@ -306,22 +336,6 @@ class _Verification:
                 self._add("tile", f"tile {number:,} of level {level} lacks hashes")
             edge[level] = hashes.ljust(width * HASH, b"\0")
         return edge
-
-    def _stored_hashes(self, begin: int, end: int) -> bytes:
-        """Return the leaf hashes in the lowest tiles, noughts where they lack; with ``begin`` a tile begins."""
-        numbers = range(begin // WIDTH, -(-end // WIDTH))
-        tiles = self._run(stored_tiles(self._tree, 0, numbers.start, numbers.stop))
-        parts = []
-        for number in numbers:
-            width = min(WIDTH, end - number * WIDTH) * HASH
-            found = tiles.get(number, b"")
-            if len(found) > WIDTH * HASH:
-                self._add("tile", f"tile {number:,} of level 0 is longer than a tile can be", number * WIDTH)
-            found = found[:width]
-            if len(found) < width:
-                self._add("tile", f"tile {number:,} of level 0 lacks hashes", number * WIDTH + len(found) // HASH)
-            parts.append(found.ljust(width, b"\0"))
-        return b"".join(parts)
 
     def _grow(self, growth: Growth, start: int, end: int, hashes: bytes) -> None:
         """Grow the tree by the hashes of leaves ``start`` to ``end``, stopping at each size that a checkpoint is of."""
