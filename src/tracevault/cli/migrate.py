@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import click
 
 from tracevault.cli.connect import connection, write_dsn
-from tracevault.cli.options import dsn_option
+from tracevault.cli.options import dsn_option, tables_option
 from tracevault.cli.output import size, write_lines
-from tracevault.config import DEFAULT_TABLE, check_table_name
+from tracevault.config import check_table_name
 from tracevault.flows.migrate import Plan
 from tracevault.postgres import schema
 from tracevault.schema.indexes import INDEXES
@@ -18,15 +18,7 @@ from tracevault.schema.indexes import INDEXES
 
 @click.command()
 @click.option("--check", is_flag=True, help="only print what is to do; exit 1 if anything is")
-@click.option(
-    "--table",
-    "tables",
-    metavar="NAME",
-    multiple=True,
-    default=[DEFAULT_TABLE],
-    show_default=True,
-    help="the audit table; repeatable",
-)
+@tables_option
 @dsn_option("DATABASE_URL_WRITE")
 @click.pass_context
 def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check: bool) -> None:

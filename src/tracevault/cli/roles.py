@@ -6,9 +6,9 @@ import click
 
 from tracevault import ConfigError
 from tracevault.cli.connect import connection, write_dsn
-from tracevault.cli.options import dsn_option
+from tracevault.cli.options import dsn_option, tables_option
 from tracevault.cli.output import visible, write_lines
-from tracevault.config import DEFAULT_TABLE, check_table_name
+from tracevault.config import check_table_name
 from tracevault.postgres.roles import differences, establish
 from tracevault.schema.grants import script
 from tracevault.schema.rights import Roles, check_role_name
@@ -22,15 +22,7 @@ from tracevault.schema.rights import Roles, check_role_name
 @click.option("--tenant-reader", metavar="ROLE", help="may read one tenant's events, through a view")
 @click.option("--sql", "as_sql", is_flag=True, help="print the script for psql, and connect to nothing")
 @click.option("--check", is_flag=True, help="only print what is to do; exit 1 if anything is")
-@click.option(
-    "--table",
-    "tables",
-    metavar="NAME",
-    multiple=True,
-    default=[DEFAULT_TABLE],
-    show_default=True,
-    help="the audit table; repeatable",
-)
+@tables_option
 @dsn_option("DATABASE_URL_WRITE")
 @click.pass_context
 def roles(

@@ -7,7 +7,7 @@ import getpass
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from tracevault.writer.dead import Letter
 from tracevault.writer.spool import (
     CORRUPT_SUFFIX,
     SUFFIX,
+    Found,
     NoHeaderError,
     Spooled,
     SpoolFile,
@@ -129,16 +130,26 @@ def kept_of(folder: Path, subject: Actor | Target) -> Kept:
 
 
 def _records(path: Path) -> list[Spooled]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found = scan(path, descriptor)
+    with _scanned(path) as (descriptor, found):
+        if found is None:
+            return []
         if found.unreadable:
             raise SpoolError(f"records in {str(path)!r} are damaged; see `tracevault spool status`")
         return list(read_records(descriptor, found))
-    except NoHeaderError:
-        if is_barely_begun(path):
-            return []
-        raise
+
+
+@contextlib.contextmanager
+def _scanned(path: Path) -> Iterator[tuple[int, Found | None]]:
+    """Open a spool file and say what is in it: None if it is barely begun."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            found = scan(path, descriptor)
+        except NoHeaderError:
+            if not is_barely_begun(path):
+                raise
+            found = None
+        yield descriptor, found
     finally:
         os.close(descriptor)
 
@@ -240,16 +251,11 @@ def _move(folder: Path, chosen: Iterable[Letter], made: Callable[[Letter], tuple
 
 def _status(path: Path) -> list[FileStatus]:
     held = is_held(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found, size = scan(path, descriptor), os.fstat(descriptor).st_size
-        first = next(read_records(descriptor, found), None)
-    except NoHeaderError:
-        if is_barely_begun(path):
+    with _scanned(path) as (descriptor, found):
+        if found is None:
             return []
-        raise
-    finally:
-        os.close(descriptor)
+        size = os.fstat(descriptor).st_size
+        first = next(read_records(descriptor, found), None)
     oldest = None if first is None else time.time() - first.occurred_at.timestamp()
     pid = _maker(path) if held else None
     return [FileStatus(path.name, held, pid, found.target, len(found.left), 0, found.unreadable, size, oldest)]
