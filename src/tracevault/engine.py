@@ -157,14 +157,18 @@ class _Engine:
         self._conninfo = conninfo if self.config.writer_connect is None else None
         self._target = target_of(conninfo if conninfo is not None else self.config.pool.conninfo)
 
-    def _start_sealing(self) -> None:
-        """Begin to seal, if the options say so: in this process alone, whatever it forks."""
+    def _prepare_sealing(self) -> None:
+        """Check keys and anchors, if the options have any, before anything is opened."""
         if self.config.seal is None:
             return
         from tracevault.sealing.service import SealingThread  # noqa: PLC0415 - `import tracevault` need not wait
 
         self._sealing = SealingThread(self._connect, list(dict.fromkeys(self.tables.values())), self.config.seal)
-        self._sealing.start()
+
+    def _start_sealing(self) -> None:
+        """Begin to seal, if the options say so: in this process alone, whatever it forks."""
+        if self._sealing is not None:
+            self._sealing.start()
 
     def _stop_sealing(self, seconds: float) -> None:
         sealing, self._sealing = self._sealing, None
@@ -312,6 +316,7 @@ class AsyncEngine(_Engine):
         config, timeout = self.config, self.config.timeout
         write, read_from = await asyncio.to_thread(self.resolve)
         self._set_writer(write)
+        await asyncio.to_thread(self._prepare_sealing)
         if config.pool is not None:
             self._write = (config.pool, LastError())
             self._read = (config.read_pool or config.pool, LastError())
@@ -325,7 +330,7 @@ class AsyncEngine(_Engine):
         for pool in self._own_pools:
             await pool.open()
         self._writers.get()
-        await asyncio.to_thread(self._start_sealing)
+        self._start_sealing()
 
     async def _ensure_schema(self, conninfo: str | None) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
@@ -541,6 +546,7 @@ class BlockingEngine(_Engine):
         try:
             self._write_to, self._read_from = self.resolve()
             self._set_writer(self._write_to)
+            self._prepare_sealing()
             if self.config.ensure_schema:
                 self._ensure_schema()
             self._pools.get()
