@@ -28,6 +28,8 @@ class Face:
         return self._runner.run(result) if self._runner is not None and inspect.iscoroutine(result) else result
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):  # what printers and copiers ask an object for
+            raise AttributeError(name)
         return lambda *args, **kwargs: self._call(self.vault, name, *args, **kwargs)
 
     def get_scope(self, name: str) -> Face:

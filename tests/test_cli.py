@@ -162,7 +162,7 @@ def test_sql_path_is_where_the_files_are(cli: Cli) -> None:
 @pytest.mark.parametrize(("name", "filters"), [("find", FIND_FILTERS), ("count", COUNT_FILTERS)])
 def test_filters_are_options(cli: Cli, name: str, filters: dict[str, Any]) -> None:
     listed = set(re.findall(r"^  (?:-\w, )?--([a-z-]+)", cli(name, "--help").out, re.MULTILINE))
-    others = {"table", "dsn", "help"} | ({"output", "json"} if name == "find" else set())
+    others = {"table", "dsn", "help"} | ({"output", "json", "key-store"} if name == "find" else set())
     assert listed - others == {filter_name.replace("_", "-") for filter_name in filters}
 
 

@@ -149,6 +149,19 @@ def test_dead_letters_of_it_are_dropped(log: Sealed, cli: Cli, tmp_path: Path) -
     assert said["reason"] == "erased: request 7"
 
 
+def test_who_has_the_keys_reads(log: Sealed, cli: Cli, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    with vault(log, keys) as audit:
+        id_ = str(audit.emit("user.registered", target=ANA, data={"email": SECRET}).id)
+    for command in (["find"], ["get", id_]):
+        for output in ("json", "table"):
+            given = [*command, "-o", output, "--dsn", log.dsn]
+            assert SECRET not in cli(*given).out
+            if output == "json" or command != ["find"]:  # the table of `find` shows no payload
+                assert SECRET in cli(*given, "--key-store", str(keys)).out
+    assert cli("find", "--key-store", str(tmp_path / "none"), "--dsn", log.dsn).code == 2
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -25,7 +25,7 @@ from tracevault import ValidationError, compute_diff, mask
 from tracevault.event.mask import masked_names
 from tracevault.event.payload import Encoder, _decode_deep, decode, jsonb_text
 from tracevault.event.prepare import Settings, prepare, prepare_diff, unstored_record
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.event.record import GENERATED_COLUMNS, INSERT_COLUMNS
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 PROFILE: dict[str, Any] = {
@@ -41,6 +41,7 @@ FIELDS = ("password", "Token", "straße", "ключ", "şifre_ı")
 ENCODER = Encoder(masked_names(FIELDS), "[REDACTED]", 2**24)
 SETTINGS = Settings(ENCODER, None, "sync")
 DATA = INSERT_COLUMNS.index("data")
+GENERATED_PATHS = [stored.column.generated for stored in GENERATED_COLUMNS if stored.column.generated]
 
 
 # Payloads: every accepted type, at any place
@@ -96,7 +97,11 @@ values = st.recursive(
     ),
     max_leaves=12,
 )
-payloads = st.dictionaries(keys, values, max_size=4)
+# Of what the generated columns are made from there is a test of its own: it can be too long for them. Hypothesis knows
+# these names from our source.
+payloads = st.dictionaries(keys, values, max_size=4).filter(
+    lambda payload: not {path[0] for path in GENERATED_PATHS} & set(map(str, payload))
+)
 
 
 def as_read(value: Any) -> Any:

@@ -73,8 +73,8 @@ def connection(dsn: str, doing: str, *, create: bool = False) -> Iterator[Connec
 
 
 @contextmanager
-def vault(dsn: str, table: str, mask_fields: Sequence[str] = ()) -> Iterator[Tracevault]:
-    """Yield a vault of one table, which it never creates."""
+def vault(dsn: str, table: str, mask_fields: Sequence[str] = (), key_store: Path | None = None) -> Iterator[Tracevault]:
+    """Yield a vault of one table, which it never creates; with a key store it decrypts what it reads."""
     # First a connection of our own: the vault's pool would try again for seconds what one attempt makes plain.
     with conninfo(dsn) as target:
         connect_once(target, TIMEOUT, Place("connecting")).close()
@@ -83,5 +83,6 @@ def vault(dsn: str, table: str, mask_fields: Sequence[str] = ()) -> Iterator[Tra
             scopes={"default": table},
             bootstrap={"ensure_schema": False},
             mask_fields=mask_fields,
+            key_store=key_store,
         ) as audit:
             yield audit

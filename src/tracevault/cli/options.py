@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -38,6 +39,12 @@ def dsn_option(variables: str) -> Callable[[F], F]:
 
 table_option = click.option("--table", metavar="NAME", default=DEFAULT_TABLE, show_default=True, help="the audit table")
 
+key_store_option = click.option(
+    "--key-store",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="the data keys, to decrypt what is stored encrypted; without them it is printed as it is stored",
+)
 tables_option = click.option(
     "--table",
     "tables",
