@@ -25,7 +25,8 @@ def test_public_names_are_sorted_and_there() -> None:
 
 def test_import_is_quick() -> None:
     def seconds(module: str) -> float:
-        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        # Of the processor: other tests run at the same time.
+        code = f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"
         return float(python(code).stdout)
 
     extra = [seconds("tracevault") - seconds("psycopg") for _ in range(5)]
