@@ -55,6 +55,12 @@ class File:
         change(lines)
         self.path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
 
+    def rewrite(self, old: str, new: str) -> None:
+        """Change the text where ``old`` stands first: to what Python would not write."""
+        text = self.path.read_bytes()
+        assert old.encode() in text
+        self.path.write_bytes(text.replace(old.encode(), new.encode("utf-8", "surrogateescape"), 1))
+
     def verify(self, *anchors: str) -> Report:
         return verify_export(self.path, keys=[str(self._log.key())], anchors=anchors or [str(self._log.anchor)])
 
@@ -171,6 +177,104 @@ def test_a_change_to_the_file_is_found(log: Sealed, cli: Cli, change: Callable[[
         json.dumps(report.as_dict())
 
 
+# What an export never has, and what some reader would show otherwise than it is hashed, or not at all.
+TEXTS: dict[str, list[tuple[str, str]]] = {
+    "an event said twice": [('"event": "order.paid"', '"event": "order.refunded", "event": "order.paid"')],
+    "a payload said twice": [('"data": {"n": 0,', '"data": {"n": 99}, "data": {"n": 0,')],
+    "a name twice in a payload": [('"data": {"n": 0,', '"data": {"n": 99, "n": 0,')],
+    "no number": [('"leaf": 0', '"leaf": NaN')],
+    "true in place of a number": [('"leaf": 1,', '"leaf": true,')],
+    "no UTF-8": [('"order.paid"', '"order.paid\udcff"')],
+    "half a character": [('"order.paid"', '"order.paid\\ud800"')],
+    "deeper than any parser goes": [('"order.paid"', "[" * 100_000 + "]" * 100_000)],
+    "a payload deeper than any parser goes": [('"data": {"n": 0,', f'"data": {{"": {"[" * 9000}{"]" * 9000}, "n": 0,')],
+    "a range without an end": [
+        ('"event": "order.paid"', '"event": "tracevault.pruned"'),
+        ('"data": {"n": 0,', '"data": {"ranges": [[0, Infinity]], "n": 0,'),
+    ],
+    "a range to a number that no computer holds": [
+        ('"event": "order.paid"', '"event": "tracevault.pruned"'),
+        ('"data": {"n": 0,', '"data": {"ranges": [[0, 1e99999999999999999999]], "n": 0,'),
+    ],
+}
+
+
+@pytest.mark.parametrize("changes", TEXTS.values(), ids=TEXTS.keys())
+def test_a_line_that_readers_may_take_otherwise_is_not_believed(
+    log: Sealed, cli: Cli, changes: list[tuple[str, str]]
+) -> None:
+    fill(log.dsn)
+    log.seal()
+    file = File(cli, log)
+    for old, new in changes:
+        file.rewrite(old, new)
+    report = file.verify()
+    assert report.verdict is Verdict.TAMPERED
+    assert {problem.index for problem in report.problems} & {0, 1}
+    json.dumps(report.as_dict())
+
+
+def test_what_other_writers_store_is_no_tampering(log: Sealed, cli: Cli) -> None:
+    fill(log.dsn, 8)
+    payloads = [
+        f'{{"n": {"9" * 5000}, "m": -0.{"1" * 5000}}}',
+        '{"a": ' * 3000 + "1.0" + "}" * 3000,
+        "[" * 3000 + "]" * 3000,
+        json.dumps({"\x85\u2028\r\n": "\u202e\x9b"}),
+        "null",
+        '"text"',
+    ]
+    ids = [str(id_) for (id_,) in rows(log.dsn, "SELECT id FROM audit_logs ORDER BY id")]
+    for id_, payload in zip(ids, payloads, strict=False):
+        rows(log.dsn, "UPDATE audit_logs SET data = %s::jsonb, actor_id = %s WHERE id = %s", payload, "\u2028\r\n", id_)
+    for id_, moment in zip(ids, ("-infinity", "infinity", "4713-01-01 00:00:00 BC", "294276-12-31"), strict=False):
+        rows(log.dsn, "UPDATE audit_logs SET occurred_at = %s, payload_salt = NULL WHERE id = %s", moment, id_)
+    log.seal()
+    file = File(cli, log)
+    report = file.by_tiles()
+    assert (report.verdict, report.checked, report.problems) == (Verdict.OK, 8, [])
+    # Another hand may write the same in other letters, but for what only an exact comparison can reach.
+    file.path.write_bytes(file.path.read_bytes().replace(b'"mode": "', b'"mode"  :"').replace(b"\n", b"\r\n"))
+    assert [problem.index for problem in file.verify().problems if problem.kind == "leaf"] == [1, 2]
+
+
+def test_lines_after_the_last_checkpoint_are_not_vouched_for(log: Sealed, cli: Cli) -> None:
+    fill(log.dsn)
+    log.seal()
+    for own in (True, False):
+        file = File(cli, log)
+
+        def forge(lines: Lines, own: bool = own) -> None:
+            lines.insert(-1, {**lines[-2], "leaf": 30, "id": "0" * 32, "event": "order.forged"})
+            lines[0]["size"] = lines[-1]["leaves"] = 31
+            if not own:
+                lines[-1]["checkpoint"] = None
+
+        file.change(forge)
+        report = file.verify()
+        assert (report.verdict, report.unsigned, report.problems) == (Verdict.INCOMPLETE, 1, [])
+    done = cli(
+        *("verify", "--export", str(file.path), "--key", str(log.key()), "--anchor", str(log.anchor), "-o", "table")
+    )
+    assert done.code == 5
+    assert done.out.startswith("INCOMPLETE  no signed checkpoint covers the last 1 leaf of the file")
+
+
+def test_an_export_ends_with_the_newest_checkpoint(log: Sealed, cli: Cli, tmp_path: Path) -> None:
+    fill(log.dsn, 10)
+    log.seal()
+    note = tmp_path / "checkpoint"
+    note.write_text(str(log.note()))
+    fill(log.dsn, 10)
+    log.seal()
+    rows(log.dsn, "DELETE FROM tracevault_checkpoints WHERE size = 20")
+    file = File(cli, log)
+    report = file.verify(str(note))
+    assert (report.verdict, report.size, report.unsigned) == (Verdict.OK, 10, 0)
+    # An anchor that knows of more says so.
+    assert [problem.kind for problem in file.verify().problems] == ["rolled back"]
+
+
 def test_the_tiles_of_an_anchor_name_the_line(log: Sealed, cli: Cli) -> None:
     ids = fill(log.dsn, 600)
     log.seal()
@@ -192,6 +296,9 @@ def test_checkpoints_say_between_which_leaves_it_was_changed(log: Sealed, cli: C
     assert "after leaf 9, where they last agree" in details[0]
 
 
+HALF = b'{"format": "tracevault/export/v1", "tree": "\\ud800", "origin": "a", "size": 1}\n'
+
+
 def test_an_export_of_another_log(log: Sealed, cli: Cli, tmp_path: Path) -> None:
     fill(log.dsn)
     log.seal()
@@ -201,7 +308,7 @@ def test_an_export_of_another_log(log: Sealed, cli: Cli, tmp_path: Path) -> None
         file.verify()
     with pytest.raises(ConfigError, match="verifier key"):
         verify_export(file.path, anchors=[str(log.anchor)])
-    for content in (b"", b"{}\n", b"\xff\n", b'{"format": "tracevault/export/v2"}\n'):
+    for content in (b"", b"{}\n", b"\xff\n", b'{"format": "tracevault/export/v2"}\n', HALF):
         file.path.write_bytes(content)
         with pytest.raises(SealError):
             verify_export(file.path)

@@ -184,6 +184,9 @@ def _summary(report: Report) -> str:
             if report.oldest_unsigned_seconds > report.oldest_unsealed_seconds:
                 leaves, waits = number(report.unsigned, "leaf", "leaves"), span(report.oldest_unsigned_seconds)
                 return f"{leaves} not signed, the oldest waits for {waits}"
+            if not report.unsealed:
+                leaves = number(report.unsigned, "leaf", "leaves")
+                return f"no signed checkpoint covers the last {leaves} of the file: of these nothing can be said"
             waits = span(report.oldest_unsealed_seconds)
             return f"{number(report.unsealed, 'row')} not sealed, the oldest waits for {waits}"
         case Verdict.TAMPERED:

@@ -6,33 +6,28 @@ wrong shows in the hashes that an anchor's directory has; without one it is know
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ConfigError, ProofError, SealError
-from tracevault.event.record import PAYLOAD_SALT
+from tracevault.event.payload import has_surrogate
 from tracevault.integrity.checkpoint import Checkpoint
-from tracevault.integrity.leaf import FIELDS, PAYLOADS, Statement
+from tracevault.integrity.leaf import Statement
 from tracevault.integrity.merkle import leaf_hash
 from tracevault.integrity.note import Note
-from tracevault.integrity.report import Outside, Problem, Report
+from tracevault.integrity.report import Outside, Problem, Report, Verdict
 from tracevault.integrity.tiles import WIDTH, Growth, Tile
 from tracevault.schema.custody import ERASED, PRUNED
-from tracevault.sealing.export import FORMAT
+from tracevault.sealing.export import COMMITMENTS, FORMAT, NAMES, STRICT, TEXTS, Line, read_line, said_by
 from tracevault.sealing.rows import Ranges
 from tracevault.sealing.trust import folder_of, trust_of
 from tracevault.sealing.verify import GRACE, Progress, Witnessed
 
 _HASH = 32
-_COLUMNS = {stored.name for stored in FIELDS} - set(PAYLOADS)
-_COMMITMENTS = {f"{name}_commitment" for name in PAYLOADS}
-_KNOWN = {"leaf", PAYLOAD_SALT, *_COLUMNS, *PAYLOADS, *_COMMITMENTS, *(f"{name}_text" for name in PAYLOADS)}
 
 
 def verify_file(
@@ -48,11 +43,14 @@ def verify_file(
     started = time.monotonic()
     place = Path(path)
     try:
-        with place.open(encoding="utf-8", newline="\n") as file:
+        with place.open("rb") as file:
             report = _Export(file, place, keys, anchors, progress).report()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SealError(f"the export {str(place)!r} cannot be read: {error}") from None
     report.conclude(GRACE)
+    if report.unsigned and report.signatures_checked and report.verdict in (Verdict.OK, Verdict.CONSISTENT):
+        # In a file nothing waits for its signature: anybody can have written such lines.
+        report.verdict = Verdict.INCOMPLETE
     report.seconds = time.monotonic() - started
     return report
 
@@ -61,17 +59,17 @@ class _Export:
     """One verification of a file."""
 
     def __init__(
-        self, lines: Iterable[str], path: Path, keys: Sequence[str], anchors: Sequence[str], progress: Progress
+        self, lines: Iterable[bytes], path: Path, keys: Sequence[str], anchors: Sequence[str], progress: Progress
     ) -> None:
         self._lines = iter(lines)
         self._progress = progress
-        head = _parsed(next(self._lines, ""))
-        if head.get("format") != FORMAT or not all(isinstance(head.get(name), str) for name in ("tree", "origin")):
+        head = read_line(next(self._lines, b"")).values
+        if head.get("format") != FORMAT or not all(_is_name(head.get(name)) for name in ("tree", "origin")):
             raise SealError(f"{str(path)!r} is no export of tracevault, or one of another version")
         self._tree, self._origin, size = head["tree"], head["origin"], head.get("size")
-        self._size = size if isinstance(size, int) and size >= 0 else 0
+        self._size = size if type(size) is int and size >= 0 else 0
         self._trust = trust_of(keys, anchors, origin=self._origin)
-        self._folders = [folder for folder in (folder_of(anchor, self._origin) for anchor in anchors) if folder]
+        self._tiles = [_Tiles(folder) for folder in (folder_of(anchor, self._origin) for anchor in anchors) if folder]
         self._report = Report(self._tree, origin=self._origin)
         self._report.signatures_checked = bool(keys)
         self._marks: dict[int, list[tuple[bytes, str, Witnessed | None]]] = {}
@@ -85,19 +83,19 @@ class _Export:
         for witnessed in self._trust.outside:
             self._mark(witnessed.note, f"the checkpoint from {witnessed.source}", witnessed)
         self._compare(growth)
-        for line in self._lines:
-            values = _parsed(line)
-            if "leaves" in values:
-                whole = values["leaves"] == growth.size
-                self._trailer(values)
+        for data in self._lines:
+            line = read_line(data)
+            if "leaves" in line.values:
+                whole = line.values["leaves"] == growth.size
+                self._trailer(line.values, growth.size)
                 self._compare(growth)
                 break
-            growth.add([self._hash(growth.size, values)])
+            growth.add([self._hash(growth.size, line)])
             self._compare(growth)
             if growth.size % 4096 == 0:
                 growth.settle()
                 self._progress(growth.size, self._size)
-        report.size, report.root = growth.size, growth.root
+        report.size, report.root, report.unsigned = growth.size, growth.root, growth.size - self._agreed
         if not whole or growth.size != self._size or next(self._lines, None) is not None:
             self._add(
                 "cut", f"the file is not whole: it begins as one of {self._size:,} leaves, and has {growth.size:,}"
@@ -108,41 +106,33 @@ class _Export:
         self._judge()
         return report
 
-    def _hash(self, index: int, values: dict[str, Any]) -> bytes:
+    def _hash(self, index: int, line: Line) -> bytes:
         """Return the leaf's hash that a line says or makes; what is wrong with the line is noted."""
+        values = line.values
         id_ = _id(values)
-        if values.get("leaf") != index:
-            self._add("leaf", "its line is missing, or out of order", index, id_)
+        if type(values.get("leaf")) is not int or values["leaf"] != index:
+            self._add("leaf", "its line is missing, out of order, or cannot be read in one way only", index, id_)
         if set(values) == {"leaf", "id", "hash"}:
             self._gone.append((index, id_))
             hash_ = _bytes(values["hash"])
         else:
-            hash_ = self._hash_of_row(index, id_, values)
-        for folder in self._folders:
-            stored = _tile_hash(folder, index)
+            hash_ = self._hash_of_row(index, id_, line)
+        for tiles in self._tiles:
+            stored = tiles.hash(index)
             if stored is not None and stored != hash_:
-                self._add("changed", f"it is not what the tiles in {str(folder)!r} hold", index, id_)
+                self._add("changed", f"it is not what the tiles in {str(tiles.folder)!r} hold", index, id_)
         return hash_
 
-    def _hash_of_row(self, index: int, id_: UUID | None, values: dict[str, Any]) -> bytes:
-        unknown = sorted(set(values) - _KNOWN)
-        if unknown:
-            self._add("changed", f"its line has a field `{unknown[0][:64]}` that no export has", index, id_)
-        said = {name: values[name] for name in (_COLUMNS | _COMMITMENTS) & set(values) if values[name] is not None}
-        if PAYLOAD_SALT in values:
-            said[PAYLOAD_SALT] = values[PAYLOAD_SALT]
-        for name in PAYLOADS:
-            text = values.get(f"{name}_text")
-            if text is not None:
-                said[name] = text
-            if not _says(values.get(name), text):
-                self._add("changed", f"its `{name}` is not what its `{name}_text` says", index, id_)
+    def _hash_of_row(self, index: int, id_: UUID | None, line: Line) -> bytes:
+        values, said = line.values, said_by(line.values)
+        if not line.is_of(index, said):
+            self._look_into(index, id_, values)
         try:
             hash_ = leaf_hash(Statement(self._tree, said).leaf)
         except ProofError as error:
             self._add("changed", str(error), index, id_)
             return bytes(_HASH)
-        if _COMMITMENTS & set(said):
+        if not said.keys().isdisjoint(COMMITMENTS):
             self._erased.append((index, id_))
         else:
             self._report.checked += 1
@@ -150,24 +140,33 @@ class _Export:
             self._remarks.append((index, said["event"], _ranges(values.get("data"), index)))
         return hash_
 
-    def _trailer(self, values: dict[str, Any]) -> None:
+    def _look_into(self, index: int, id_: UUID | None, values: dict[str, Any]) -> None:
+        """Note what a line that is written otherwise than an export's says beyond what is hashed."""
+        unknown = sorted(set(values) - NAMES)
+        if unknown:
+            self._add("changed", f"its line has a field `{unknown[0][:64]}` that no export has", index, id_)
+        for text, name in TEXTS.items():
+            if not _says(values.get(name), values.get(text)):
+                self._add("changed", f"its `{name}` is not what its `{text}` says", index, id_)
+
+    def _trailer(self, values: dict[str, Any], size: int) -> None:
         note = values.get("checkpoint")
         if not isinstance(note, str):
             return
         try:
-            self._mark(Note.parse(note), "the export's own checkpoint", None)
+            self._mark(Note.parse(note), "the export's own checkpoint", None, size)
         except ProofError as error:
             self._add("checkpoint", f"the export's own checkpoint is none: {error}")
 
-    def _mark(self, note: Note, what: str, witnessed: Witnessed | None) -> None:
+    def _mark(self, note: Note, what: str, witnessed: Witnessed | None, passed: int = 0) -> None:
         try:
             trusted = self._report.signatures_checked
             checkpoint = self._trust.opened(note, self._origin) if trusted else Checkpoint.parse(note.text)
         except ProofError as error:
             self._add("checkpoint", f"{what} is not the log's: {error}")
             return
-        if witnessed is None and checkpoint.size <= self._agreed:
-            return  # a checkpoint from outside said more
+        if checkpoint.size < passed:
+            return  # of what comes after it it says nothing
         self._marks.setdefault(checkpoint.size, []).append((checkpoint.root, what, witnessed))
 
     def _compare(self, growth: Growth) -> None:
@@ -202,13 +201,8 @@ class _Export:
         self._report.add(Problem(kind, detail, index, id_))
 
 
-def _parsed(line: str) -> dict[str, Any]:
-    """Return the object on a line; one that is none is empty, and so nothing that it should say is there."""
-    try:
-        value = json.loads(line, parse_float=Decimal)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and not has_surrogate(value)
 
 
 def _says(value: Any, text: Any) -> bool:
@@ -216,7 +210,7 @@ def _says(value: Any, text: Any) -> bool:
     if text is None:
         return value is None
     try:
-        return repr(json.loads(text, parse_float=Decimal)) == repr(value)
+        return repr(STRICT.decode(text)) == repr(value)
     except (ValueError, TypeError, RecursionError):
         return False
 
@@ -239,26 +233,39 @@ def _bytes(text: Any) -> bytes:
 def _ranges(data: Any, index: int) -> list[tuple[int, int]]:
     """Return the ranges that an event names; it speaks only for leaves before its own."""
     try:
-        return [(int(first), min(int(end), index)) for first, end in data["ranges"]]
+        pairs = [(first, end) for first, end in data["ranges"]]
     except (TypeError, ValueError, KeyError):
         return []
+    if not all(type(number) is int for pair in pairs for number in pair):
+        return []
+    return [(first, min(end, index)) for first, end in pairs]
 
 
-def _tile_hash(folder: Path, index: int) -> bytes | None:
-    """Return the hash of a leaf in the tiles of an anchor's directory, if they have it."""
-    number, place = divmod(index, WIDTH)
-    for width in _widths(folder, number):
-        if width > place:
-            content = (folder / Tile(0, number, width).path).read_bytes()
-            return content[place * _HASH : (place + 1) * _HASH]
-    return None
+class _Tiles:
+    """The hashes of leaves in an anchor's directory, as far as it has them; asked for in order."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._number = -1
+        self._hashes = b""
 
-def _widths(folder: Path, number: int) -> Iterator[int]:
-    full = folder / Tile(0, number, WIDTH).path
-    if full.exists():
-        yield WIDTH
-        return
-    partial = full.with_name(f"{full.name}.p")
-    if partial.is_dir():
-        yield from sorted((int(file.name) for file in partial.iterdir() if file.name.isdecimal()), reverse=True)
+    def hash(self, index: int) -> bytes | None:
+        """Return the hash of a leaf, if it is there."""
+        number, place = divmod(index, WIDTH)
+        if number != self._number:
+            self._number, self._hashes = number, self._read(number)
+        found = self._hashes[place * _HASH : (place + 1) * _HASH]
+        return found if len(found) == _HASH else None
+
+    def _read(self, number: int) -> bytes:
+        full = self.folder / Tile(0, number, WIDTH).path
+        partial = full.with_name(f"{full.name}.p")
+        try:
+            if full.exists():
+                return full.read_bytes()
+            if not partial.is_dir():
+                return b""
+            files = [file for file in partial.iterdir() if file.name.isdecimal()]
+            return max(files, key=lambda file: int(file.name)).read_bytes() if files else b""
+        except OSError as error:
+            raise SealError(f"the anchor's tiles in {str(self.folder)!r} cannot be read: {error}") from None
