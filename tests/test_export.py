@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from tests.conftest import rows
 from tests.sealed import NAME, Sealed
-from tests.test_cli import Cli, cli
+from tests.test_cli import Cli, cli, command, environment
 from tests.test_custody import Sealing, fill
 from tracevault import ConfigError, Report, SealError, Tracevault, Verdict, verify_export
 from tracevault.sealing.anchors import parse_anchor
@@ -85,7 +88,7 @@ def test_a_log_is_verified_without_its_database(log: Sealed, cli: Cli) -> None:
         "verify", "--export", str(file.path), "--key", str(log.key()), "--anchor", str(log.anchor), "-o", "table"
     )
     assert (done.code, done.out.startswith("OK  nothing was changed up to a checkpoint of 30 leaves")) == (0, True)
-    assert list(file.path.parent.glob("*.partial")) == []
+    assert [one.name for one in file.path.parent.iterdir() if one.name.endswith(".new")] == []
 
 
 def test_what_a_line_holds(log: Sealed, cli: Cli) -> None:
@@ -325,3 +328,48 @@ def test_wrong_usage(log: Sealed, cli: Cli, tmp_path: Path) -> None:
     fill(log.dsn, 3)
     log.seal()
     assert len(cli("export", "--verifiable", "--dsn", log.dsn).out.splitlines()) == 5
+
+
+def test_a_file_takes_its_place_when_it_is_whole(log: Sealed, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    file, link = folder / "1.jsonl", folder / "latest"
+    file.write_text("the old one")
+    link.symlink_to(file)
+    assert cli("export", "--verifiable", "-o", str(link), "--dsn", log.dsn).code == 3
+    assert (file.read_text(), sorted(folder.iterdir())) == ("the old one", [file, link])
+    fill(log.dsn, 3)
+    log.seal()
+    assert cli("export", "--verifiable", "-o", str(link), "--dsn", log.dsn).code == 0
+    assert (link.is_symlink(), len(file.read_text().splitlines()), sorted(folder.iterdir())) == (True, 5, [file, link])
+    assert cli("export", "--verifiable", "-o", str(folder / "none" / "x"), "--dsn", log.dsn).err.endswith(
+        "x' cannot be written: No such file or directory\n"
+    )
+
+
+def test_a_pipe_is_written_to(log: Sealed, cli: Cli, tmp_path: Path) -> None:
+    fill(log.dsn, 3)
+    log.seal()
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    assert cli("export", "--verifiable", "-o", str(pipe), "--dsn", log.dsn).code == 0
+    reader.join()
+    assert (len(read[0].splitlines()), pipe.is_fifo()) == (5, True)
+
+
+def test_standard_output_is_utf8_whatever_the_terminal_is(log: Sealed, cli: Cli) -> None:
+    with Tracevault(connection_string=log.dsn) as audit:
+        audit.emit("order.paid", actor={"id": "ü🎈", "type": "user"})
+    log.seal()
+    done = subprocess.run(
+        command("export", "--verifiable", "--dsn", log.dsn),
+        env=environment(PYTHONIOENCODING="ascii"),
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    assert '"actor_id": "ü🎈"' in done.stdout.decode()
+    path = log.anchor.with_name("log.jsonl")
+    path.write_bytes(done.stdout)
+    assert verify_export(path, keys=[str(log.key())], anchors=[str(log.anchor)]).verdict is Verdict.OK

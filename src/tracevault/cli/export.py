@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
+from psycopg import Connection
 
 from tracevault.cli.connect import connection, read_dsn
 from tracevault.cli.options import dsn_option, table_option
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
+from tracevault.sealing import durable
 from tracevault.sealing.export import export as export_log
 
 
@@ -25,21 +28,23 @@ def export(dsn: str | None, table: str, verifiable: bool, path: Path | None) -> 
     """Write the sealed log to a file, as JSON Lines.
 
     `tracevault verify --export FILE` verifies it, without a database, against checkpoints that were kept elsewhere.
-    Events that are not sealed yet are not in it.
+    Events that are not sealed and signed yet are not in it.
     """
     name = check_table_name(table, "--table")
     if not verifiable:
         raise click.UsageError("give --verifiable: there is no other kind of export yet")
-    with connection(read_dsn(dsn), "exporting") as link, progress_bar(f"exporting {name}") as progress:
+    with connection(read_dsn(dsn), "exporting") as link:
         if path is None:
-            export_log(link, name, sys.stdout.write, progress)
+            _export(link, name, sys.stdout.buffer)  # UTF-8, whatever the terminal's encoding is
             return
-        # Under another name until it is whole.
-        partial = path.with_name(f"{path.name}.partial")
         try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                count = export_log(link, name, file.write, progress)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            with durable.growing(path) as file:
+                count = _export(link, name, file)
+        except OSError as error:
+            raise click.ClickException(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
     click.echo(f"{path}: {number(count, 'leaf', 'leaves')}", err=True)
+
+
+def _export(link: Connection[Any], table: str, file: BinaryIO) -> int:
+    with progress_bar(f"exporting {table}") as progress:
+        return export_log(link, table, lambda line: file.write(line.encode()), progress)

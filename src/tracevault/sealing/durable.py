@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def create(path: Path, data: bytes, mode: int) -> None:
@@ -53,6 +55,30 @@ def place(path: Path, data: bytes, mode: int, temporary: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def growing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which takes the place of ``path`` when it is whole and on the disk; else it goes.
+
+    Until then it has a name of its own beside it, so that several can be made at once. What is no plain file, such as
+    a pipe or a terminal, is written to as it is: nothing can take its place.
+    """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.new")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
