@@ -20,6 +20,8 @@ _TIME = re.compile(
 )
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
+# A dot within a key, and a backslash, are written with a backslash before them.
+_STEP = re.compile(r"(?:[^.\\]|\\[.\\])+")
 _LINE_BREAKERS = re.compile(r"[\n\r\t\0]")
 
 
@@ -188,6 +190,19 @@ def _parse_time(value: str, field: str) -> datetime:
         else:
             return parsed if match["time"] else parsed.replace(tzinfo=UTC)
     raise ValidationError(message, field=field)
+
+
+def path_keys(path: Any, field: str) -> tuple[str, ...]:
+    r"""Return the keys of ``payment.currency``; ``\.`` is a dot within a key."""
+    joined = text(path, field, 512, blank=False)
+    steps = _STEP.findall(joined)
+    if ".".join(steps) != joined or len(steps) > 100:
+        raise ValidationError(
+            f"`{field}` must be keys with dots between them, such as payment.currency, got {got(path)}; "
+            r"a dot within a key is written as \.",
+            field=field,
+        )
+    return tuple(re.sub(r"\\(.)", r"\1", step) for step in steps)
 
 
 def whole_number(value: Any, field: str, least: int, most: int) -> int:

@@ -1,63 +1,206 @@
-"""How events are found."""
+"""How events are found, page by page, and counted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-from uuid import UUID
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, NamedTuple
 
 from tracevault.event.payload import decode
-from tracevault.event.record import BY_NAME, RECORD_COLUMNS, AuditRecord
-from tracevault.event.rules import uuid
+from tracevault.event.record import RECORD_COLUMNS, AuditRecord
+from tracevault.event.rules import choice, uuid, whole_number
 from tracevault.flows import Flow, Query
-from tracevault.schema.filters import count_condition, find_condition
+from tracevault.schema.cursor import Place, read_cursor, timestamp, write_cursor
+from tracevault.schema.filters import (
+    DEFAULT_LIMIT,
+    ORDERS,
+    PAGE_FILTERS,
+    Condition,
+    check,
+    condition,
+    count_condition,
+    find_condition,
+    fingerprint,
+)
+from tracevault.schema.restriction import EVERYTHING, PAYLOADS, Restriction
 
-_PAYLOADS = tuple(name for name in RECORD_COLUMNS if BY_NAME[name].column.sql_type == "jsonb")
-# Payloads come as text: only then are their numbers exact.
-_SELECT = "SELECT " + ", ".join(f"{name}::text" if name in _PAYLOADS else name for name in RECORD_COLUMNS)
+MAX_PAGE = 10_000
+MAX_COUNT = 1_000_000_000
+_TIME = Struct("!q")
+_PLACE = "timestamptz_send(occurred_at), id"
 
 
-def find_many(table: str, filters: Mapping[str, Any]) -> Flow[list[AuditRecord]]:
+class Page(NamedTuple):
+    """Some events, and the cursor of the page after them; None where they are the last."""
+
+    rows: list[AuditRecord]
+    next_cursor: str | None
+
+
+class Count(int):
+    """How many events there are: an int that knows whether it is all. ``str()`` says "10,000 or more" where not."""
+
+    is_exact: bool
+
+    def __new__(cls, number: int, *, is_exact: bool = True) -> Count:
+        """Return ``number``; with ``is_exact=False`` there may be more."""
+        count = super().__new__(cls, number)
+        count.is_exact = is_exact
+        return count
+
+    def __str__(self) -> str:
+        """Return ``12,345`` or ``10,000 or more``."""
+        return f"{int(self):,}" if self.is_exact else f"{int(self):,} or more"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A checked walk over pages: which events, in what order, how many a page, and where it goes on."""
+
+    table: str
+    condition: Condition
+    seen: Restriction
+    filters: bytes
+    order: str
+    limit: int
+    last: Place | None = None
+    bound: Place | None = None
+
+
+def select(seen: Restriction = EVERYTHING) -> str:
+    """Return the columns of a record, as `record` takes them. Payloads come as text: only so are numbers exact."""
+    columns = [
+        f"{seen.expression(name)}::text" if name in PAYLOADS else seen.expression(name) for name in RECORD_COLUMNS
+    ]
+    return ", ".join(columns)
+
+
+def record(row: tuple[Any, ...]) -> AuditRecord:
+    """Return the record in a row whose first columns are `select`'s."""
+    values = dict(zip(RECORD_COLUMNS, row, strict=False))
+    for name in PAYLOADS:
+        if values[name] is not None:
+            values[name] = decode(values[name])
+    return AuditRecord(**values)
+
+
+def find_many(table: str, filters: Mapping[str, Any], seen: Restriction = EVERYTHING) -> Flow[list[AuditRecord]]:
     """Check ``filters``, and return the flow that finds the page of events for which all of them hold."""
-    condition, page = find_condition(filters)
+    found, page = find_condition(filters, seen)
     order = page.order.upper()
-    places = len(condition.params)
+    places = len(found.params)
     return _find(
-        f'{_SELECT} FROM "{table}" {condition.where} ORDER BY occurred_at {order}, id {order} '
+        f'SELECT {select(seen)} FROM "{table}" {found.where} ORDER BY occurred_at {order}, id {order} '
         f"LIMIT ${places + 1} OFFSET ${places + 2}",
-        (*condition.params, page.limit, page.offset),
+        (*found.params, page.limit, page.offset),
     )
 
 
-def find_by_id(table: str, id_: Any) -> Flow[AuditRecord | None]:
+def find_by_id(table: str, id_: Any, seen: Restriction = EVERYTHING) -> Flow[AuditRecord | None]:
     """Check the id, and return the flow that finds its event, or None."""
-    return _find_one(f'{_SELECT} FROM "{table}" WHERE id = $1', uuid(id_, "id"))
+    found = condition({}, seen).also("id = {}", uuid(id_, "id"))
+    return _find_one(f'SELECT {select(seen)} FROM "{table}" {found.where}', found.params)
 
 
-def count(table: str, filters: Mapping[str, Any]) -> Flow[int]:
+def walk(table: str, filters: Mapping[str, Any], seen: Restriction = EVERYTHING) -> Walk:
+    """Check the filters of `find_page`."""
+    return _walk(table, check(filters, PAGE_FILTERS, "find_page"), seen)
+
+
+def long_walk(table: str, filters: Mapping[str, Any], page_size: Any, order: Any, seen: Restriction) -> Walk:
+    """Check the arguments of `pages` and `iterate`, whose pages are larger and which keep the cursor themselves."""
+    known = {name: spec for name, spec in PAGE_FILTERS.items() if spec.sql is not None}
+    checked = check(filters, known, "pages")
+    checked["limit"] = whole_number(page_size, "page_size", 1, MAX_PAGE)
+    checked["order"] = choice(order, "order", ORDERS)
+    return _walk(table, checked, seen)
+
+
+def _walk(table: str, checked: dict[str, Any], seen: Restriction) -> Walk:
+    order = checked.get("order", "desc")
+    filters = fingerprint(checked, order, table, repr(seen))
+    last, bound = read_cursor(checked["cursor"], filters) if "cursor" in checked else (None, None)
+    limit = checked.get("limit", DEFAULT_LIMIT)
+    return Walk(table, condition(checked, seen), seen, filters, order, limit, last, bound)
+
+
+def find_page(walk: Walk) -> Flow[Page]:
+    """Return the flow that finds the next page of a walk.
+
+    Newest first, a walk ends at the oldest event, however many come meanwhile. Oldest first it would follow new ones for
+    ever, so it ends at what was the newest one when it began.
+    """
+    last, bound, order = walk.last, walk.bound, walk.order.upper()
+    if walk.order == "asc" and bound is None:
+        newest = yield Query(
+            f'SELECT {_PLACE} FROM "{walk.table}" {walk.condition.where} ORDER BY occurred_at DESC, id DESC LIMIT 1',
+            walk.condition.params,
+        )
+        if not newest.rows:
+            return Page([], None)
+        bound = _place(*newest.rows[0])
+    where = walk.condition
+    if last is not None:
+        after = ">" if walk.order == "asc" else "<"
+        where = where.also(f"(occurred_at, id) {after} ({{}}::timestamptz, {{}})", timestamp(last.time), last.id)
+    if bound is not None:
+        where = where.also("(occurred_at, id) <= ({}::timestamptz, {})", timestamp(bound.time), bound.id)
+    found = yield Query(
+        f'SELECT {select(walk.seen)}, {_PLACE} FROM "{walk.table}" {where.where} '
+        f"ORDER BY occurred_at {order}, id {order} LIMIT ${len(where.params) + 1}",
+        (*where.params, walk.limit + 1),  # whether there is a next page is known by its first row
+    )
+    rows = found.rows[: walk.limit]
+    more = len(found.rows) > walk.limit
+    cursor = write_cursor(walk.filters, _place(*rows[-1][-2:]), bound) if more else None
+    return Page([record(row) for row in rows], cursor)
+
+
+def next_walk(walk: Walk, cursor: str) -> Walk:
+    """Return the walk that goes on at ``cursor``, which its last page gave."""
+    last, bound = read_cursor(cursor, walk.filters)
+    return Walk(walk.table, walk.condition, walk.seen, walk.filters, walk.order, walk.limit, last, bound)
+
+
+def count(
+    table: str, filters: Mapping[str, Any], at_most: int | None = None, seen: Restriction = EVERYTHING
+) -> Flow[Count]:
     """Check ``filters``, and return the flow that counts the events for which all of them hold."""
-    condition = count_condition(filters)
-    return _count(f'SELECT count(*) FROM "{table}" {condition.where}', condition.params)
+    found = count_condition(filters, seen=seen)
+    if at_most is None:
+        return _count(f'SELECT count(*) FROM "{table}" {found.where}', found.params, None)
+    at_most = whole_number(at_most, "at_most", 1, MAX_COUNT)
+    sql = f'SELECT count(*) FROM (SELECT FROM "{table}" {found.where} LIMIT ${len(found.params) + 1}) AS some'
+    return _count(sql, (*found.params, at_most + 1), at_most)
+
+
+def estimate(table: str, filters: Mapping[str, Any], seen: Restriction = EVERYTHING) -> Flow[int]:
+    """Check ``filters``, and return the flow that asks the planner about how many events there are."""
+    found = count_condition(filters, "estimate", seen)
+    return _estimate(f'EXPLAIN (FORMAT JSON) SELECT FROM "{table}" {found.where}', found.params)
 
 
 def _find(sql: str, params: tuple[Any, ...]) -> Flow[list[AuditRecord]]:
     result = yield Query(sql, params)
-    return [_record(row) for row in result.rows]
+    return [record(row) for row in result.rows]
 
 
-def _find_one(sql: str, id_: UUID) -> Flow[AuditRecord | None]:
-    result = yield Query(sql, (id_,))
-    return _record(result.rows[0]) if result.rows else None
-
-
-def _count(sql: str, params: tuple[Any, ...]) -> Flow[int]:
+def _find_one(sql: str, params: tuple[Any, ...]) -> Flow[AuditRecord | None]:
     result = yield Query(sql, params)
-    return int(result.rows[0][0])
+    return record(result.rows[0]) if result.rows else None
 
 
-def _record(row: tuple[Any, ...]) -> AuditRecord:
-    values = dict(zip(RECORD_COLUMNS, row, strict=True))
-    for name in _PAYLOADS:
-        if values[name] is not None:
-            values[name] = decode(values[name])
-    return AuditRecord(**values)
+def _count(sql: str, params: tuple[Any, ...], at_most: int | None) -> Flow[Count]:
+    result = yield Query(sql, params)
+    number = int(result.rows[0][0])
+    return Count(number) if at_most is None or number <= at_most else Count(at_most, is_exact=False)
+
+
+def _estimate(sql: str, params: tuple[Any, ...]) -> Flow[int]:
+    result = yield Query(sql, params)
+    return int(result.rows[0][0][0]["Plan"]["Plan Rows"])
+
+
+def _place(time: bytes, id_: Any) -> Place:
+    return Place(_TIME.unpack(time)[0], id_)
