@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from tracevault import AsyncTracevault, Tracevault, TracevaultError, start_tracevault
+from tracevault import AsyncQuery, AsyncTail, AsyncTracevault, AuditQuery, Tracevault, TracevaultError, start_tracevault
 
 OpenVault = Callable[..., "Face"]
 
@@ -25,7 +25,21 @@ class Face:
 
     def _call(self, target: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         result = getattr(target, name)(*args, **kwargs)
+        if isinstance(result, (AsyncQuery, AuditQuery)):
+            return Face(self.kind, result, self._runner)
+        if isinstance(result, AsyncTail):
+            return FacedTail(result, self)
+        if hasattr(result, "__aiter__"):
+            return self._iterated(result)
         return self._runner.run(result) if self._runner is not None and inspect.iscoroutine(result) else result
+
+    def _iterated(self, items: Any) -> Iterator[Any]:
+        assert self._runner is not None
+        while True:
+            try:
+                yield self._runner.run(_await(anext(items)))
+            except StopAsyncIteration:
+                return
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):  # what printers and copiers ask an object for
@@ -49,6 +63,25 @@ class Face:
     def close_quietly(self) -> None:
         with suppress(TracevaultError):
             self.close()
+
+
+class FacedTail:
+    """An `AsyncTail`, as a blocking iterator."""
+
+    def __init__(self, tail: AsyncTail, face: Face) -> None:
+        self._tail = tail
+        self._rows = face._iterated(tail)
+        self.start = lambda: face._call(tail, "start")
+
+    @property
+    def position(self) -> str | None:
+        return self._tail.position
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._rows
+
+    def __next__(self) -> Any:
+        return next(self._rows)
 
 
 async def _await(awaitable: Any) -> Any:

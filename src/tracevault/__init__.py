@@ -33,18 +33,20 @@ from tracevault.event.correlation import (
 from tracevault.event.data_key import KeyStore
 from tracevault.event.diff import compute_diff
 from tracevault.event.event import AuditEvent
+from tracevault.event.history import Change, FieldChange, History
 from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
 from tracevault.event.record import Actor, AuditRecord, Target
+from tracevault.flows.aggregate import Bucket, Facet, Facets, Histogram
+from tracevault.flows.read import Count, Page
 from tracevault.integrity.event_proof import EventProof, verify_proof
 from tracevault.integrity.report import Report, Verdict
+from tracevault.query import AsyncQuery, AsyncTail, AuditQuery, Tail
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
 from tracevault.sealing.key_store import DirectoryKeyStore
 from tracevault.vault import (
-    AsyncQuery,
     AsyncScope,
     AsyncTracevault,
-    AuditQuery,
     Receipt,
     Scope,
     Tracevault,
@@ -60,19 +62,29 @@ __all__ = [
     "Actor",
     "AsyncQuery",
     "AsyncScope",
+    "AsyncTail",
     "AsyncTracevault",
     "AuditEvent",
     "AuditQuery",
     "AuditRecord",
+    "Bucket",
+    "Change",
     "ConfigError",
+    "Count",
     "DirectoryKeyStore",
     "DriverError",
     "DuplicateIdError",
     "EventProof",
+    "Facet",
+    "Facets",
+    "FieldChange",
+    "Histogram",
+    "History",
     "KeyStore",
     "KeyStoreError",
     "MigrationError",
     "OutcomeUnknownError",
+    "Page",
     "ProofError",
     "QueueFullError",
     "Receipt",
@@ -82,6 +94,7 @@ __all__ = [
     "SealError",
     "SpoolError",
     "Stats",
+    "Tail",
     "Target",
     "Tracevault",
     "TracevaultError",

@@ -420,13 +420,13 @@ class AsyncEngine(_Engine):
         if self.decryption is not None and records:
             await self.apart(self.decryption.open_all, records)
 
-    async def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
+    async def read(self, flow: Callable[[], Flow[T]], place: Place, *, transaction: bool = False) -> T:
         self.check_open()
         if not self._at_home():
             raise TracevaultError(
                 "reads belong to the event loop that started the vault: start another vault in this loop"
             )
-        return await read_async(*self._read, flow, place, self.config.timeout)
+        return await read_async(*self._read, flow, place, self.config.timeout, transaction=transaction)
 
     async def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)
@@ -622,9 +622,9 @@ class BlockingEngine(_Engine):
         if self.decryption is not None:
             self.decryption.open_all(records)
 
-    def read(self, flow: Callable[[], Flow[T]], place: Place) -> T:
+    def read(self, flow: Callable[[], Flow[T]], place: Place, *, transaction: bool = False) -> T:
         self.check_open()
-        return read(*self._pools.get()[1], flow, place, self.config.timeout)
+        return read(*self._pools.get()[1], flow, place, self.config.timeout, transaction=transaction)
 
     def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)

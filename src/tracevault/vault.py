@@ -22,17 +22,15 @@ from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
 from tracevault.event.event import AuditEvent, DiffFields, EventFields
 from tracevault.event.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
-from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got
 from tracevault.flows import Flow
-from tracevault.flows import read as read_flows
 from tracevault.flows.prove import prove_event
 from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
 from tracevault.integrity.event_proof import EventProof
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
-from tracevault.schema.filters import CountFilters, FindFilters
+from tracevault.query import AsyncQuery, AuditQuery
 from tracevault.writer.direct import atomic, atomic_async
 from tracevault.writer.stats import Stats
 
@@ -87,38 +85,6 @@ def _check_no_connection(*, allow_autocommit: bool, savepoint: bool) -> None:
 
 
 # --------------------------------------------------------------------------------------------- async
-
-
-class AsyncQuery:
-    """Reads one audit table. Belongs to the event loop that started the vault."""
-
-    def __init__(self, engine: AsyncEngine, scope: str, table: str) -> None:
-        self._engine = engine
-        self._scope = scope
-        self._table = table
-
-    async def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
-        """Return the events for which every filter holds, newest first, 50 of them unless ``limit`` says else.
-
-        Raises `ValidationError` for an unknown or wrong filter, and for None: a forgotten value must not widen
-        an audit query. The docs list the filters.
-        """
-        records = await self._read(lambda: read_flows.find_many(self._table, filters))
-        await self._engine.decrypt(records)
-        return records
-
-    async def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
-        """Return the event with this id (a UUID, or its 36 characters), or None."""
-        record = await self._read(lambda: read_flows.find_by_id(self._table, id))
-        await self._engine.decrypt([] if record is None else [record])
-        return record
-
-    async def count(self, **filters: Unpack[CountFilters]) -> int:
-        """Return how many events there are for which every filter holds. Counts exactly, so it may take long."""
-        return await self._read(lambda: read_flows.count(self._table, filters))
-
-    async def _read(self, flow: Callable[[], Flow[T]]) -> T:
-        return await self._engine.read(flow, Place("read", self._scope, self._table))
 
 
 class AsyncScope:
@@ -359,34 +325,6 @@ start_tracevault = AsyncTracevault
 
 
 # ------------------------------------------------------------------------------------------ blocking
-
-
-class AuditQuery:
-    """Reads one audit table. Safe from any thread."""
-
-    def __init__(self, engine: BlockingEngine, scope: str, table: str) -> None:
-        self._engine = engine
-        self._scope = scope
-        self._table = table
-
-    def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
-        """Like `AsyncQuery.find_many`."""
-        records = self._read(lambda: read_flows.find_many(self._table, filters))
-        self._engine.decrypt(records)
-        return records
-
-    def find_by_id(self, id: UUID | str) -> AuditRecord | None:  # noqa: A002
-        """Like `AsyncQuery.find_by_id`."""
-        record = self._read(lambda: read_flows.find_by_id(self._table, id))
-        self._engine.decrypt([] if record is None else [record])
-        return record
-
-    def count(self, **filters: Unpack[CountFilters]) -> int:
-        """Like `AsyncQuery.count`."""
-        return self._read(lambda: read_flows.count(self._table, filters))
-
-    def _read(self, flow: Callable[[], Flow[T]]) -> T:
-        return self._engine.read(flow, Place("read", self._scope, self._table))
 
 
 class Scope:

@@ -118,7 +118,7 @@ def read_back(audit: Tracevault, run: str) -> Told:
     """Read the run's records and what the demo claims about them."""
     users = audit.get_scope("users")
     records = [*audit.query.find_many(correlation_id=run), *users.query.find_many(correlation_id=run)]
-    counts = {
+    counts: dict[str, int] = {
         order: audit.query.count(correlation_id=run, event="order.placed", target_id=order)
         for order in (KEPT.id, ROLLED_BACK.id)
     }

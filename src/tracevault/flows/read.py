@@ -128,8 +128,8 @@ def _walk(table: str, checked: dict[str, Any], seen: Restriction) -> Walk:
 def find_page(walk: Walk) -> Flow[Page]:
     """Return the flow that finds the next page of a walk.
 
-    Newest first, a walk ends at the oldest event, however many come meanwhile. Oldest first it would follow new ones for
-    ever, so it ends at what was the newest one when it began.
+    Newest first, a walk ends at the oldest event, however many come meanwhile. Oldest first it would follow new ones
+    for ever, so it ends at what was the newest one when it began.
     """
     last, bound, order = walk.last, walk.bound, walk.order.upper()
     if walk.order == "asc" and bound is None:
@@ -171,7 +171,7 @@ def count(
     if at_most is None:
         return _count(f'SELECT count(*) FROM "{table}" {found.where}', found.params, None)
     at_most = whole_number(at_most, "at_most", 1, MAX_COUNT)
-    sql = f'SELECT count(*) FROM (SELECT FROM "{table}" {found.where} LIMIT ${len(found.params) + 1}) AS some'
+    sql = f'SELECT count(*) FROM (SELECT FROM "{table}" {found.where} LIMIT ${len(found.params) + 1}) AS counted'
     return _count(sql, (*found.params, at_most + 1), at_most)
 
 
@@ -179,6 +179,34 @@ def estimate(table: str, filters: Mapping[str, Any], seen: Restriction = EVERYTH
     """Check ``filters``, and return the flow that asks the planner about how many events there are."""
     found = count_condition(filters, "estimate", seen)
     return _estimate(f'EXPLAIN (FORMAT JSON) SELECT FROM "{table}" {found.where}', found.params)
+
+
+def history(
+    table: str, type_: Any, id_: Any, at: Any, limit: Any, seen: Restriction = EVERYTHING
+) -> Flow[list[AuditRecord]]:
+    """Check the arguments of `history`, and return the flow that finds the events of a target, newest first.
+
+    It finds one more than ``limit`` where there are more.
+    """
+    filters = {"target_type": type_, "target_id": id_} | ({} if at is None else {"until": at})
+    return _ordered(table, filters, "history", "DESC", whole_number(limit, "limit", 1, MAX_PAGE) + 1, seen)
+
+
+def trace(table: str, correlation_id: Any, limit: Any, seen: Restriction = EVERYTHING) -> Flow[list[AuditRecord]]:
+    """Check the arguments of `trace`, and return the flow that finds the events of an operation, oldest first."""
+    limit = whole_number(limit, "limit", 1, MAX_PAGE)
+    return _ordered(table, {"correlation_id": correlation_id}, "trace", "ASC", limit, seen)
+
+
+def _ordered(
+    table: str, filters: Mapping[str, Any], method: str, order: str, limit: int, seen: Restriction
+) -> Flow[list[AuditRecord]]:
+    found = count_condition(filters, method, seen)
+    return _find(
+        f'SELECT {select(seen)} FROM "{table}" {found.where} '
+        f"ORDER BY occurred_at {order}, id {order} LIMIT ${len(found.params) + 1}",
+        (*found.params, limit),
+    )
 
 
 def _find(sql: str, params: tuple[Any, ...]) -> Flow[list[AuditRecord]]:

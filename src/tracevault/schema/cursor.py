@@ -2,7 +2,7 @@
 
 A cursor is base64url, without padding, of: version (1 byte), fingerprint of the filters (8), place of the last row
 (8 and 16), place that nothing beyond is read of (the same, or absent), and a checksum (4). It says where to go on, and
-nothing else: whoever changes it reads another page of what he may read anyway. The checksum finds a cut or mistyped one.
+nothing else: whoever changes it reads another page of what he may read anyway. The checksum finds what was mistyped.
 """
 
 from __future__ import annotations

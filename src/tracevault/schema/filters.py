@@ -242,7 +242,7 @@ def count_condition(filters: Mapping[str, Any], method: str = "count", seen: Res
 
 def fingerprint(checked: Mapping[str, Any], *more: str) -> bytes:
     """Return 8 bytes that tell these checked filters from others."""
-    plain = {name: value for name, value in checked.items() if FIND_FILTERS[name].sql is not None}
+    plain = {name: value for name, value in checked.items() if name in COUNT_FILTERS}
     return hashlib.sha256(json.dumps([plain, *more], sort_keys=True, default=str).encode()).digest()[:8]
 
 
@@ -361,8 +361,8 @@ def condition(checked: Mapping[str, Any], seen: Restriction = EVERYTHING) -> Con
     for sql, params in seen.conditions():
         found = found.also(sql, *params)
     for name, value in checked.items():
-        spec = FIND_FILTERS.get(name) or PAGE_FILTERS[name]
-        if spec.sql is None or value is False:
+        spec = COUNT_FILTERS.get(name)
+        if spec is None or value is False:  # it shapes the page
             continue
         for column in value if spec.kind == "columns" else spec.columns:
             seen.check(name, column, [keys for keys, _ in value] if spec.kind == "paths" else None)

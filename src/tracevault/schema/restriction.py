@@ -38,6 +38,13 @@ class Restriction:
         if self.tenants is not None:
             yield "tenant_id = ANY({})", (list(self.tenants),)
 
+    def narrowed(self, other: Restriction) -> Restriction:
+        """Return what both let through."""
+        tenants = self.tenants if other.tenants is None else other.tenants
+        if self.tenants is not None and other.tenants is not None:
+            tenants = tuple(tenant for tenant in other.tenants if tenant in self.tenants)
+        return Restriction(tenants, tuple(dict.fromkeys(self.hidden + other.hidden)))
+
     def sees(self, column: str) -> bool:
         """Whether something of a column is seen."""
         return (column,) not in self.hidden

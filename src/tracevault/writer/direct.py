@@ -170,10 +170,11 @@ def read(
     timeout: float,
     *,
     bounded: bool = False,
+    transaction: bool = False,
 ) -> T:
     """Run a reading flow on a connection of ``pool``; again, within ``timeout``, if that connection had died.
 
-    The wait for the answer is limited only if ``bounded``.
+    The wait for the answer is limited only if ``bounded``; with ``transaction`` it runs in one.
     """
     attempts = _Attempts(timeout)
     while True:
@@ -181,7 +182,7 @@ def read(
         with lent(pool, last, place, attempts.left()) as connection:
             watch = Watch(connection, attempts.overdue) if bounded else None
             try:
-                with atomic(connection, place):
+                with atomic(connection, place, needed=transaction):
                     return run(connection, started, place)
             except DriverError as error:
                 pause = attempts.next_pause() if is_broken(connection, error) else None
@@ -201,6 +202,7 @@ async def read_async(
     timeout: float,
     *,
     bounded: bool = False,
+    transaction: bool = False,
 ) -> T:
     """Like `read`, on an async pool."""
     attempts = _Attempts(timeout)
@@ -209,7 +211,7 @@ async def read_async(
         async with lent_async(pool, last, place, attempts.left()) as connection:
             watch = Watch(connection, attempts.overdue) if bounded else None
             try:
-                async with atomic_async(connection, place):
+                async with atomic_async(connection, place, needed=transaction):
                     return await run_async(connection, started, place)
             except DriverError as error:
                 pause = attempts.next_pause() if is_broken(connection, error) else None
