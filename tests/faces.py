@@ -70,6 +70,7 @@ class FacedTail:
 
     def __init__(self, tail: AsyncTail, face: Face) -> None:
         self._tail = tail
+        self._face = face
         self._rows = face._iterated(tail)
         self.start = lambda: face._call(tail, "start")
 
@@ -78,6 +79,7 @@ class FacedTail:
         return self._tail.position
 
     def __iter__(self) -> Iterator[Any]:
+        self._rows = self._face._iterated(aiter(self._tail))
         return self._rows
 
     def __next__(self) -> Any:

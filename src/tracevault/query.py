@@ -222,7 +222,8 @@ class AsyncTail:
         return None if self._reached is None else str(self._reached)
 
     def __aiter__(self) -> Self:
-        """Return itself."""
+        """Return itself, ready to look again if it had ended."""
+        self._at_end = False
         return self
 
     async def __anext__(self) -> AuditRecord:
@@ -401,7 +402,8 @@ class Tail:
         return None if self._reached is None else str(self._reached)
 
     def __iter__(self) -> Self:
-        """Return itself."""
+        """Return itself, ready to look again if it had ended."""
+        self._at_end = False
         return self
 
     def __next__(self) -> AuditRecord:

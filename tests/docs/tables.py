@@ -20,7 +20,7 @@ from tracevault.config import Config, option_docs
 from tracevault.event import event
 from tracevault.event.record import BY_NAME, COLUMNS
 from tracevault.integrity.leaf import FIELDS as LEAF_FIELDS
-from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, Filter
+from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, PAGE_FILTERS, Filter
 from tracevault.schema.indexes import INDEXES
 
 _MARKED = re.compile(r"(?P<begin><!-- table: (?P<name>[\w -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -33,7 +33,7 @@ _MICROSECONDS = "8 bytes: microseconds since 2000-01-01T00:00Z, signed"
 _SERVES = {
     "occurred_at": "no filter; `since`, `until`; whatever has no index of its own",
     "event": "`event`",
-    "event_prefix": "your own SQL: `event LIKE 'user.%'`",
+    "event_prefix": "`event_prefix`",
     "actor": "`actor_id`, with or without `actor_type`",
     "target": "`target_id`, with or without `target_type`",
     "correlation_occurred_id": "`correlation_id`",
@@ -42,9 +42,9 @@ _SERVES = {
     "error_code_occurred": "`error_code`",
     "severity_occurred": "`severity`, `severities`",
     "errors": "`errors_only`",
-    "tenant": "your own SQL: `tenant_id = ...`",
-    "trace": "your own SQL: `trace_id = ...`",
-    "stored": "nothing yet; readers that will follow the log",
+    "tenant": "`tenant_id`",
+    "trace": "`trace_id`",
+    "stored": "`tail`, and the sealer",
 }
 
 
@@ -95,14 +95,26 @@ def filters() -> str:
 def paging() -> str:
     return table(
         ("Argument", "Value", "Meaning"),
-        ((f"`{key}`", _value(key, spec), spec.help) for key, spec in FIND_FILTERS.items() if spec.sql is None),
+        (
+            (f"`{key}`", _value(key, spec), spec.help)
+            for key, spec in (FIND_FILTERS | PAGE_FILTERS).items()
+            if spec.sql is None
+        ),
     )
 
 
 def _value(key: str, spec: Filter) -> str:
     match spec.kind:
-        case "text" | "event":
+        case "text" | "event" | "prefix" | "words" | "key":
             return f"text, 1–{spec.limit} characters"
+        case "hex":
+            return f"text, {spec.limit} lower-case hex digits"
+        case "columns":
+            return "list of columns: " + ", ".join(f"`{column}`" for column in spec.choices)
+        case "paths":
+            return "mapping of paths to text, numbers, `True`, `False` or `None`"
+        case "cursor":
+            return "text, from `next_cursor`"
         case "choice":
             return ", ".join(f'`"{choice}"`' for choice in spec.choices)
         case "list":

@@ -18,6 +18,7 @@ from tracevault import AuditRecord, Tracevault, __version__, random_correlation_
 from tracevault.cli import story
 from tracevault.cli.connect import EMBEDDED_FOLDER, TIMEOUT, conninfo
 from tracevault.cli.output import console, fits, identity, visible
+from tracevault.event.history import field_changes
 from tracevault.postgres.failures import Place
 from tracevault.postgres.pool import connect_once
 
@@ -96,9 +97,9 @@ def _print_findings(out: Console, told: story.Told, sealed: story.Tampering | No
     from rich.table import Table  # noqa: PLC0415 - see output.py
     from rich.text import Text  # noqa: PLC0415
 
-    from tracevault.cli.show import change_text, changes_in  # noqa: PLC0415
+    from tracevault.cli.show import change_text  # noqa: PLC0415
 
-    changes = changes_in(told.last("product.price.updated").data)
+    changes = {change.name: change for change in field_changes(told.last("product.price.updated").data)}
     registered: Any = told.last("user.registered").data
     kept, gone = told.counts[story.KEPT.id], told.counts[story.ROLLED_BACK.id]
     payments = told.counts["payment"]

@@ -17,11 +17,11 @@ from tracevault.cli.options import (
     table_option,
 )
 from tracevault.cli.output import Output, json_line, write_lines
-from tracevault.schema.filters import DEFAULT_LIMIT, FIND_FILTERS
+from tracevault.schema.filters import DEFAULT_LIMIT, FIND_FILTERS, PAGE_FILTERS
 
 
 @click.command()
-@filter_options(FIND_FILTERS)
+@filter_options(FIND_FILTERS | PAGE_FILTERS)
 @table_option
 @key_store_option
 @dsn_option("DATABASE_URL_READ, or DATABASE_URL_WRITE")
@@ -30,18 +30,26 @@ def find(dsn: str | None, table: str, key_store: Path | None, output: Output, **
     """Print events, newest first.
 
     Those for which every given filter holds; without one, the newest 50. TIME is a date (2026-01-02, midnight
-    UTC) or has an offset (2026-01-02T03:04:05+02:00).
+    UTC) or has an offset (2026-01-02T03:04:05+02:00). `tracevault export` prints all of them.
     """
     asked = given_filters(filters)
+    if "offset" in asked and "cursor" in asked:
+        raise click.UsageError("--cursor says where the page begins, so --offset means nothing with it")
     with vault(read_dsn(dsn), table, key_store=key_store) as audit:
-        records = audit.query.find_many(**asked)
+        if "offset" in asked:
+            records = audit.query.find_many(**asked)
+            full = len(records) == asked.get("limit", DEFAULT_LIMIT)
+            more = f"perhaps more: --offset {asked['offset'] + len(records)}" if full else None
+        else:
+            records, cursor = audit.query.find_page(**asked)
+            more = None if cursor is None else f"more: --cursor {cursor}"
     if output == "json":
         write_lines(map(json_line, records))
-        return
-    from tracevault.cli.show import print_records  # noqa: PLC0415 - it needs rich, which JSON does not
+    else:
+        from tracevault.cli.show import print_records  # noqa: PLC0415 - it needs rich, which JSON does not
 
-    print_records(records)
-    if not records:
-        click.echo("no events", err=True)
-    elif len(records) == asked.get("limit", DEFAULT_LIMIT):
-        click.echo(f"perhaps more: --offset {asked.get('offset', 0) + len(records)}", err=True)
+        print_records(records)
+        if not records:
+            click.echo("no events", err=True)
+    if more is not None:
+        click.echo(more, err=True)

@@ -10,14 +10,19 @@ from typing import Any
 import click
 
 from tracevault import ConfigError, TracevaultError, ValidationError, __version__
+from tracevault.cli.completion import completion
 from tracevault.cli.count import count
 from tracevault.cli.custody import erase, prune
 from tracevault.cli.demo import demo
+from tracevault.cli.diff import diff
 from tracevault.cli.doctor import doctor
 from tracevault.cli.emit import emit
 from tracevault.cli.export import export
+from tracevault.cli.facets import facets
 from tracevault.cli.find import find
 from tracevault.cli.get import get
+from tracevault.cli.histogram import histogram
+from tracevault.cli.history import history
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
@@ -28,6 +33,8 @@ from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
 from tracevault.cli.status import status
+from tracevault.cli.tail import tail
+from tracevault.cli.trace import trace
 from tracevault.cli.verify import verify_command
 from tracevault.cli.verify_proof import verify_proof_command
 
@@ -74,9 +81,10 @@ def tracevault(ctx: click.Context) -> None:
 
 
 for _command in (
-    *(demo, emit, find, get, count, migrate, roles, doctor, spool),
+    *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets),
+    *(migrate, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command, export, prune, erase),
-    *(init_sql, sql_path),
+    *(init_sql, sql_path, completion),
 ):
     tracevault.add_command(_command)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,7 +14,8 @@ import click
 
 from tracevault.cli.output import is_terminal
 from tracevault.config import DEFAULT_TABLE
-from tracevault.schema.filters import Filter
+from tracevault.flows.aggregate import DEFAULT_AT_MOST
+from tracevault.schema.filters import FIND_FILTERS, PAGE_FILTERS, Filter
 
 _OUTPUT_HELP = "for a person, or JSON with one event per line; default: table on a terminal, else json"
 
@@ -69,6 +72,21 @@ def output_options(function: F) -> F:
     return cast("F", command)
 
 
+def limits(function: F) -> F:
+    """Add ``--timeout`` and ``--at-most`` of commands that count."""
+    function = click.option(
+        "--at-most",
+        type=int,
+        default=DEFAULT_AT_MOST,
+        show_default=True,
+        metavar="NUMBER",
+        help="newest events to count; it says so if there are more",
+    )(function)
+    return click.option(
+        "--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="how long counting may take"
+    )(function)
+
+
 def filter_options(filters: Mapping[str, Filter]) -> Callable[[F], F]:
     """Return a decorator that adds one option per filter, named like it."""
 
@@ -86,10 +104,31 @@ def given_filters(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, tuple):
             if value:
-                filters[name] = [item for text in value for item in text.split(",")]
+                paths = (FIND_FILTERS | PAGE_FILTERS)[name].kind == "paths"
+                filters[name] = _paths(name, value) if paths else [item for text in value for item in text.split(",")]
         elif value is not None:
             filters[name] = value
     return filters
+
+
+def _paths(name: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals or path in paths:
+            wrong = "is given twice" if equals else "has no value: PATH=VALUE"
+            raise click.UsageError(f"--{name} {path}: {wrong}")
+        paths[path] = _scalar(value)
+    return paths
+
+
+def _scalar(text: str) -> Any:
+    """Return what JSON means by ``text`` if it is a number, true, false, null or a string; else the text itself."""
+    try:
+        value = json.loads(text, parse_float=Decimal, parse_constant=str)
+    except ValueError:
+        return text
+    return text if isinstance(value, (dict, list)) else value
 
 
 def _kind(spec: Filter) -> dict[str, Any]:
@@ -98,11 +137,17 @@ def _kind(spec: Filter) -> dict[str, Any]:
             return {"is_flag": True, "default": None}
         case "list":
             return {"multiple": True, "metavar": "TEXT,..."}
+        case "columns":
+            return {"multiple": True, "metavar": "COLUMN,..."}
+        case "paths":
+            return {"multiple": True, "metavar": "PATH=VALUE"}
         case "choice":
             return {"type": click.Choice(spec.choices)}
         case "number":
             return {"type": int, "metavar": "NUMBER"}
         case "time":
             return {"metavar": "TIME"}
+        case "cursor":
+            return {"metavar": "CURSOR"}
         case _:
             return {"metavar": "TEXT"}

@@ -116,7 +116,12 @@ def json_text(value: Any, *, ascii_only: bool = False) -> str:
 def json_line(record: AuditRecord) -> str:
     """Return a record as one line of JSON: every column, payloads nested, times in UTC, numbers exact."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json_text({name: _plain(getattr(record, name)) for name in RECORD_COLUMNS}, ascii_only=not utf8)
+    return json_text(json_record(record), ascii_only=not utf8)
+
+
+def json_record(record: AuditRecord) -> dict[str, Any]:
+    """Return a record as values that `json_text` takes."""
+    return {name: _plain(getattr(record, name)) for name in RECORD_COLUMNS}
 
 
 def write_lines(lines: Iterable[str]) -> None:

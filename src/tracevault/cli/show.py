@@ -10,14 +10,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracevault import SEVERITIES_FOR_ERRORS_ONLY_FILTER, AuditRecord
+from tracevault import SEVERITIES_FOR_ERRORS_ONLY_FILTER, AuditRecord, FieldChange, History
 from tracevault.cli.output import console, fits, identity, json_lines, json_text, visible
+from tracevault.event.history import field_changes
 from tracevault.event.payload import iso_utc
 from tracevault.event.record import RECORD_COLUMNS
 
 # What the first lines of a record say, or its sections; the other columns are listed between them by name.
 _SHOWN_APART = frozenset({"id", "event", "actor_id", "actor_type", "target_id", "target_type", "data", "meta"})
 _ID_WIDTH = 36
+_BAR = 40
 
 
 def print_records(records: Sequence[AuditRecord]) -> None:
@@ -48,7 +50,7 @@ def record_parts(
     yield Text(visible(id_), style="dim")
     yield Padding(table, (1, 0, 0, 2))
     for name, payload in payloads:
-        changes = changes_in(payload) if name == "data" else {}
+        changes = field_changes(payload) if name == "data" else []
         if changes:
             yield Text("\nwhat changed", style="dim")
             yield Padding(changes_table(changes), (0, 0, 0, 2))
@@ -58,32 +60,72 @@ def record_parts(
             yield Padding(text, (0, 0, 0, 2))
 
 
-def changes_in(data: Any) -> dict[str, dict[str, Any]]:
-    """Return the ``diff`` of a payload that `emit_diff` made; empty for any other."""
-    if not isinstance(data, dict) or set(data) != {"before", "after", "diff"} or not isinstance(data["diff"], dict):
-        return {}
-    diff = data["diff"]
-    changed = all(isinstance(change, dict) and set(change) <= {"before", "after"} for change in diff.values())
-    return diff if changed else {}
-
-
-def changes_table(changes: dict[str, dict[str, Any]]) -> Table:
+def changes_table(changes: Iterable[FieldChange]) -> Table:
     """Return one line per changed key: ``price  120 → 150``."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for key, change in changes.items():
-        table.add_row(Text(visible(key)), change_text(change))
+    for change in changes:
+        table.add_row(Text(visible(change.name)), change_text(change))
     return table
 
 
-def change_text(change: dict[str, Any]) -> Text:
+def change_text(change: FieldChange) -> Text:
     """Return ``120 → 150``; a side on which the key is missing reads "none", which is no JSON value."""
-    sides = [
-        Text(json_text(change[side]), style=style) if side in change else Text("none", style="dim")
-        for side, style in (("before", "red"), ("after", "green"))
+    before = Text("none", style="dim") if change.kind == "added" else Text(json_text(change.before), style="red")
+    after = Text("none", style="dim") if change.kind == "removed" else Text(json_text(change.after), style="green")
+    return Text(" → ").join([before, after])
+
+
+def print_changes(changes: Sequence[FieldChange]) -> None:
+    """Print what changed, a line for each key."""
+    if changes:
+        console().print(changes_table(changes))
+
+
+def print_history(history: History) -> None:
+    """Print each change under the line of its event, and the state after all."""
+    out = console()
+    for change in history.changes:
+        out.print(_line(change.record))
+        if change.fields:
+            out.print(Padding(changes_table(change.fields), (0, 0, 0, 2)))
+    if history.state is not None:
+        last = history.changes[-1].record.occurred_at
+        out.print(Text(f"\nafter {last:%Y-%m-%d %H:%M:%S}", style="dim"))
+        out.print(Padding(Text("\n".join(json_lines(history.state)), overflow="fold"), (0, 0, 0, 2)))
+
+
+def print_line(record: AuditRecord) -> None:
+    """Print one record in one line, however wide the terminal is."""
+    console().print(_line(record), soft_wrap=True)
+
+
+def print_bars(counts: Sequence[tuple[str, int]]) -> None:
+    """Print numbers with bars, of which the longest is for the greatest."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column(justify="right")
+    table.add_column(style="cyan", no_wrap=True)
+    most = max((count for _, count in counts), default=0) or 1
+    for name, count in counts:
+        eighths = round(count / most * _BAR * 8)
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        table.add_row(Text(name), f"{count:,}", bar or ("▏" if count else ""))
+    if counts:
+        console().print(table)
+
+
+def _line(record: AuditRecord) -> Text:
+    parts = [
+        _time(record),
+        Text(visible(record.event), style="bold"),
+        Text(identity(record.actor_id, record.actor_type)),
+        Text(identity(record.target_id, record.target_type)),
+        outcome_text(record),
+        Text(str(record.id), style="dim"),
     ]
-    return Text(" → ").join(sides)
+    return Text("  ").join(part for part in parts if part)
 
 
 def outcome_text(record: AuditRecord) -> Text:

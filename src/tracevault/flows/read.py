@@ -39,7 +39,7 @@ class Page(NamedTuple):
 
 
 class Count(int):
-    """How many events there are: an int that knows whether it is all. ``str()`` says "10,000 or more" where not."""
+    """How many events there are: an int that knows whether it is all; where not, it prints as "10,000 or more"."""
 
     is_exact: bool
 
@@ -50,8 +50,8 @@ class Count(int):
         return count
 
     def __str__(self) -> str:
-        """Return ``12,345`` or ``10,000 or more``."""
-        return f"{int(self):,}" if self.is_exact else f"{int(self):,} or more"
+        """Return ``12345``, as any int, or ``10,000 or more``."""
+        return int.__repr__(self) if self.is_exact else f"{int(self):,} or more"
 
 
 @dataclass(frozen=True)
