@@ -32,7 +32,7 @@ from tracevault.postgres import schema
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async, migrate, migration_plan
-from tracevault.schema.indexes import INDEXES, temporary_name
+from tracevault.schema.indexes import INDEXES, PAYLOAD_INDEXES, temporary_name
 
 PLACE = Place("testing")
 FILL = """
@@ -617,3 +617,25 @@ def test_a_table_in_another_schema_is_upgraded(database: str) -> None:
     fill(elsewhere, 10)
     run_migrate(elsewhere)
     assert len(indexes_of(elsewhere)) == len(INDEXES) + 1
+
+
+def test_indexes_of_payloads_are_built_where_they_are_asked_for(dsn: str) -> None:
+    announced: list[str] = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        migrate(connection, migration_plan(connection, ["audit_logs"], payloads=True), announced.append, payloads=True)
+        assert sum("build index" in change for change in announced) == len(PAYLOAD_INDEXES) == 3
+        for payloads in (False, True):  # and they stay where they are not asked for
+            assert [plan.changes for plan in migration_plan(connection, ["audit_logs"], payloads=payloads)] == [()]
+        assert {index.name("audit_logs") for index in PAYLOAD_INDEXES} <= set(indexes_of(dsn))
+        for query in (
+            """data @> '{"a": 1}'""",
+            """meta @> '{"a": 1}'""",
+            "data->'diff' ? 'price'",
+        ):
+            connection.execute("SET enable_seqscan = off")
+            plan = connection.execute(f"EXPLAIN SELECT FROM audit_logs WHERE {query}".encode()).fetchall()
+            assert any("Bitmap Index Scan on idx_audit_logs_" in line for (line,) in plan), query
+        connection.execute(f"DROP INDEX {PAYLOAD_INDEXES[0].name('audit_logs')}".encode())
+        (table_plan,) = migration_plan(connection, ["audit_logs"], payloads=True)
+        assert [change.summary for change in table_plan.changes] == ["build index idx_audit_logs_data_paths"]
+        assert migration_plan(connection, ["audit_logs"])[0].done

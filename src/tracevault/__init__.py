@@ -17,6 +17,7 @@ from tracevault.errors import (
     MigrationError,
     OutcomeUnknownError,
     ProofError,
+    QueryError,
     QueueFullError,
     RollbackError,
     SealError,
@@ -43,6 +44,7 @@ from tracevault.integrity.report import Report, Verdict
 from tracevault.query import AsyncQuery, AsyncTail, AuditQuery, Tail
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
+from tracevault.schema.query_text import format_query, parse_query
 from tracevault.sealing.key_store import DirectoryKeyStore
 from tracevault.vault import (
     AsyncScope,
@@ -86,6 +88,7 @@ __all__ = [
     "OutcomeUnknownError",
     "Page",
     "ProofError",
+    "QueryError",
     "QueueFullError",
     "Receipt",
     "Report",
@@ -102,8 +105,10 @@ __all__ = [
     "ValidationError",
     "Verdict",
     "compute_diff",
+    "format_query",
     "generate_init_sql",
     "mask",
+    "parse_query",
     "random_correlation_id",
     "read_correlation_id_header",
     "resolve_correlation_id",

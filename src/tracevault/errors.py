@@ -5,6 +5,7 @@
     TracevaultError
     ├── ConfigError          an option is wrong; nothing was started          .field
     ├── ValidationError      an event or a filter is wrong; nothing written   .field
+    │   └── QueryError       a query text is wrong, at a place               .column .pointer
     ├── DriverError          the database refused or could not be reached     .sqlstate .transient
     │   └── OutcomeUnknownError    the connection broke; the event may exist  .id
     ├── MigrationError       the table is not ours, or not ready
@@ -56,6 +57,27 @@ class ValidationError(TracevaultError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class QueryError(ValidationError):
+    """A query text is wrong. ``column`` says where, counted from 1; ``pointer`` shows it, in two lines.
+
+    ``length`` is how many characters are meant; ``text`` is the query.
+    """
+
+    def __init__(self, message: str, *, text: str, column: int, length: int) -> None:
+        super().__init__(f"column {column}: {message}", field="query")
+        self.text = text
+        self.column = column
+        self.length = length
+
+    @property
+    def pointer(self) -> str:
+        """The part of the query around the place, and under it carets; what does not print is a question mark."""
+        begin = max(0, self.column - 1 - 40)
+        shown = "".join(c if c.isprintable() else "?" for c in self.text[begin : begin + 76])
+        length = max(1, min(self.length, len(shown) - (self.column - 1 - begin)))
+        return f"{shown}\n{' ' * (self.column - 1 - begin)}{'^' * length}"
 
 
 class DriverError(TracevaultError):

@@ -18,19 +18,20 @@ from tracevault.schema.indexes import INDEXES
 
 @click.command()
 @click.option("--check", is_flag=True, help="only print what is to do; exit 1 if anything is")
+@click.option("--payload-indexes", is_flag=True, help="also index payloads, for --data, --meta and --changed")
 @tables_option
 @dsn_option("DATABASE_URL_WRITE")
 @click.pass_context
-def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check: bool) -> None:
+def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check: bool, payload_indexes: bool) -> None:
     """Make the tables, or bring them up to date.
 
     The plan is printed first. Indexes are built while writers go on. Adding a generated column to a table of an
     older version writes it anew, which stops its writers; the plan says how much that is. Interrupted, it can be
-    run again.
+    run again. Indexes of payloads make every insert dearer, so they are built only where they are asked for.
     """
     names = list(dict.fromkeys(check_table_name(name, "--table") for name in tables))
     with connection(write_dsn(dsn), "migrating", create=not check) as link:
-        plans = schema.migration_plan(link, names)
+        plans = schema.migration_plan(link, names, payloads=payload_indexes)
         for plan in plans:
             write_lines(_described(plan))
         if all(plan.done for plan in plans):
@@ -38,7 +39,7 @@ def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check:
         if check:
             ctx.exit(1)
         sys.stdout.flush()  # the plan is read before it is carried out
-        schema.migrate(link, plans, lambda change: click.echo(change, err=True))
+        schema.migrate(link, plans, lambda change: click.echo(change, err=True), payloads=payload_indexes)
         click.echo("done", err=True)
 
 

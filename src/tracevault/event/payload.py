@@ -377,7 +377,7 @@ def decode(text: str) -> Any:
     `sys.set_int_max_str_digits`); another number is the ``float`` that prints the same number, else a ``Decimal``.
     """
     try:
-        return _DECODER.decode(text)
+        return _scan(text, 0)[0]
     except RecursionError:
         return _decode_deep(text)
 
@@ -398,6 +398,8 @@ def _whole_number(text: str) -> int | Decimal:
 
 
 _DECODER = json.JSONDecoder(parse_float=_number, parse_int=_whole_number)
+# PostgreSQL prints nothing around a value, so nothing has to be skipped.
+_scan: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 _PIECE = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*"|[][{}]|[^][{}:,"\s]+)(\s*:)?')
 
 

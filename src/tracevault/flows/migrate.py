@@ -57,22 +57,25 @@ class Plan:
         return tuple(change for change in self.changes if change.kind in kinds)
 
 
-def look(tables: Sequence[str], *, lock_timeout: str = _LOOK_LOCK_TIMEOUT) -> Flow[list[Plan]]:
+def look(tables: Sequence[str], *, payloads: bool = False, lock_timeout: str = _LOOK_LOCK_TIMEOUT) -> Flow[list[Plan]]:
     """Return the plan for each table, in one round trip; refuse a table that is not ours.
 
     Fails with SQLSTATE 55P03 where a table is being written anew or the like, perhaps by another start-up.
     """
     result = yield Query(INSPECT, (list(tables), lock_timeout, [signature(name) for name in tables], BODY))
-    return [_plan_of(table_state(row)) for row in result.rows]
+    return [_plan_of(table_state(row), payloads) for row in result.rows]
 
 
-def plan(tables: Sequence[str]) -> Flow[list[Plan]]:
-    """Return the plan for each table like `look`, more patiently, and say what to do where that fails."""
+def plan(tables: Sequence[str], *, payloads: bool = False) -> Flow[list[Plan]]:
+    """Return the plan for each table like `look`, more patiently, and say what to do where that fails.
+
+    Indexes of payloads are in it only with ``payloads``.
+    """
     with _explained(" or ".join(f"`{table}`" for table in tables)):
-        return (yield from look(tables, lock_timeout=_TABLE_LOCK_TIMEOUT))
+        return (yield from look(tables, payloads=payloads, lock_timeout=_TABLE_LOCK_TIMEOUT))
 
 
-def _plan_of(state: TableState) -> Plan:
+def _plan_of(state: TableState, payloads: bool) -> Plan:
     if not state.exists:
         return Plan(state, ())
     traits = foreign_traits(state)
@@ -81,7 +84,7 @@ def _plan_of(state: TableState) -> Plan:
             f"table `{state.name}` is not an audit table of tracevault: {'; '.join(traits)}. "
             "Use another `table_name`, or move that table away"
         )
-    return Plan(state, (*column_changes(state), *function_changes(state), *index_changes(state)))
+    return Plan(state, (*column_changes(state), *function_changes(state), *index_changes(state, payloads=payloads)))
 
 
 def start_up(table: str) -> Flow[None]:

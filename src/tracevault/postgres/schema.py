@@ -118,12 +118,14 @@ def _check_name_free(error: DriverError) -> None:
         raise MigrationError(f"{error}: {advice}") from error
 
 
-def migration_plan(connection: Connection[Any], tables: Sequence[str]) -> list[Plan]:
-    """Return what `migrate` would do."""
-    return run(connection, plan(tables), _CHECKING)
+def migration_plan(connection: Connection[Any], tables: Sequence[str], *, payloads: bool = False) -> list[Plan]:
+    """Return what `migrate` would do; with ``payloads`` it builds the indexes of payloads as well."""
+    return run(connection, plan(tables, payloads=payloads), _CHECKING)
 
 
-def migrate(connection: Connection[Any], plans: Sequence[Plan], announce: Callable[[str], None]) -> None:
+def migrate(
+    connection: Connection[Any], plans: Sequence[Plan], announce: Callable[[str], None], *, payloads: bool = False
+) -> None:
     """Carry out ``plans`` on an autocommit connection, whose timeouts it lifts.
 
     ``announce`` is told of each change before it begins. Interrupted, it can be run again.
@@ -132,8 +134,13 @@ def migrate(connection: Connection[Any], plans: Sequence[Plan], announce: Callab
         run(connection, lock_migrations(), _MIGRATING)
         try:
             # Planned again: what another process did since is not done twice.
-            for table_plan in run(connection, plan([planned.state.name for planned in plans]), _MIGRATING):
+            names = [planned.state.name for planned in plans]
+            for table_plan in run(connection, plan(names, payloads=payloads), _MIGRATING):
                 _migrate_table(connection, table_plan, announce)
+            made = [planned.state.name for planned in plans if payloads and not planned.state.exists]
+            if made:  # a table that was not there had no indexes to plan
+                for table_plan in run(connection, plan(made, payloads=True), _MIGRATING):
+                    _migrate_table(connection, table_plan, announce)
         except DriverError as error:
             _check_name_free(error)
             raise

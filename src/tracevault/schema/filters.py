@@ -342,8 +342,12 @@ def _check_scalar(value: Any, field: str) -> str:
         )
     if isinstance(value, str):
         value = rules.text(value, field, 65_536) if value else ""
-    elif isinstance(value, (float, Decimal)) and not Decimal(value).is_finite():
-        raise ValidationError(f"`{field}` must be a finite number, got {rules.got(value)}", field=field)
+    elif isinstance(value, (int, float, Decimal)):
+        number = Decimal(value)
+        if not number.is_finite() or len(number.as_tuple().digits) > 1000 or abs(number.adjusted()) > 1000:
+            raise ValidationError(
+                f"`{field}` must be a finite number of at most 1,000 digits, got {rules.got(value)}", field=field
+            )
     return jsonb_text(value)
 
 

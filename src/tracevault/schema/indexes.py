@@ -25,6 +25,7 @@ class Index:
     suffix: str
     columns: tuple[str, ...]
     where: str | None = None
+    method: str = "btree"
 
     def name(self, table: str) -> str:
         """Return the index's name on ``table``: ``idx_{table}_{suffix}``, hashed where that could collide."""
@@ -33,12 +34,13 @@ class Index:
     @property
     def access(self) -> str:
         """Return what PostgreSQL prints of the index's keys."""
-        return f"USING btree ({', '.join(self.columns)})"
+        return f"USING {self.method} ({', '.join(self.columns)})"
 
     def definition(self, table: str) -> str:
         """Return what follows ``ON`` in CREATE INDEX."""
         where = f" WHERE {self.where}" if self.where else ""
-        return f'"{table}" ({", ".join(self.columns)}){where}'
+        using = "" if self.method == "btree" else f" USING {self.method}"
+        return f'"{table}"{using} ({", ".join(self.columns)}){where}'
 
 
 def index_name(table: str, suffix: str) -> str:
@@ -74,6 +76,13 @@ INDEXES = (
     _filtered("tenant", "tenant_id"),
     _filtered("trace", "trace_id"),
     Index("stored", ("stored_xid", "id")),
+)
+
+# Only where somebody asks for them, since they cost every insert: a table may have some or all.
+PAYLOAD_INDEXES = (
+    Index("data_paths", ("data jsonb_path_ops",), method="gin"),
+    Index("meta_paths", ("meta jsonb_path_ops",), method="gin"),
+    Index("data_changes", ("((data -> 'diff'::text))",), method="gin"),
 )
 
 # Of the reference's migration 001; its 002 replaced it.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tracevault.event.record import COLUMNS, INSERT_COLUMNS, StoredColumn
 from tracevault.schema.comparison import define, function_name, is_ours
 from tracevault.schema.ddl import add_columns, generation_expression, set_defaults
-from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name, temporary_name
+from tracevault.schema.indexes import INDEXES, OBSOLETE, PAYLOAD_INDEXES, Index, index_name, temporary_name
 
 # Above this many rows start-up refuses to rewrite a table; `tracevault migrate` announces it and does it.
 REWRITE_LIMIT = 100_000
@@ -57,6 +57,7 @@ CROSS JOIN LATERAL (
 ORDER BY t.place
 """
 
+_EVERY = (*INDEXES, *PAYLOAD_INDEXES)
 _KINDS = {"r": "table", "p": "partitioned table", "v": "view", "m": "materialized view", "f": "foreign table"}
 
 
@@ -220,12 +221,15 @@ def _size(state: TableState) -> str:
     return size if state.rows is None else f"{size}, about {state.rows:,} rows"
 
 
-def index_changes(state: TableState) -> list[Change]:
-    """Return what is to do: drop what an interrupted run left, build or replace our indexes, drop obsolete ones."""
+def index_changes(state: TableState, *, payloads: bool = False) -> list[Change]:
+    """Return what is to do: drop what an interrupted run left, build or replace our indexes, drop obsolete ones.
+
+    Indexes of payloads are built only with ``payloads``; those that are there stay.
+    """
     found = state.indexes
-    leftovers = {temporary_name(kind, index.name(state.name)) for kind in ("new", "old") for index in INDEXES}
+    leftovers = {temporary_name(kind, index.name(state.name)) for kind in ("new", "old") for index in _EVERY}
     changes = []
-    for index in INDEXES:
+    for index in _EVERY if payloads else INDEXES:
         name = index.name(state.name)
         if name in found and _is(found[name], index):
             continue
@@ -254,5 +258,5 @@ def function_changes(state: TableState) -> list[Change]:
 
 def _is(found: dict[str, Any], index: Index) -> bool:
     """Whether an index is usable and ours. A predicate can be printed in many ways, so it only has to be there."""
-    same_keys = found["keys"] == ", ".join(index.columns)
-    return bool(found["valid"]) and same_keys and found["partial"] == (index.where is not None)
+    keys = ", ".join("(expression)" if column.startswith("(") else column for column in index.columns)
+    return bool(found["valid"]) and found["keys"] == keys and found["partial"] == (index.where is not None)
