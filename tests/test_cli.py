@@ -34,7 +34,7 @@ from tracevault import Tracevault, __version__, generate_init_sql
 from tracevault.event.record import RECORD_COLUMNS
 from tracevault.postgres.embedded import acquire
 from tracevault.schema.ddl import step_statements
-from tracevault.schema.filters import COUNT_FILTERS, FIND_FILTERS
+from tracevault.schema.filters import COUNT_FILTERS, FIND_FILTERS, PAGE_FILTERS
 
 pytest.importorskip("click", reason='needs the extra "cli"')
 pytest.importorskip("rich", reason='needs the extra "cli"')
@@ -137,9 +137,10 @@ def test_help_lists_every_command(cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
     assert listed == [
-        *("demo", "emit", "find", "get", "count", "migrate", "roles", "doctor", "spool"),
+        *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets"),
+        *("migrate", "roles", "doctor", "spool"),
         *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "prune"),
-        *("erase", "init-sql", "sql-path"),
+        *("erase", "init-sql", "sql-path", "completion"),
     ]
 
 
@@ -159,11 +160,27 @@ def test_sql_path_is_where_the_files_are(cli: Cli) -> None:
     assert (folder / "001_init_audit_logs.sql").is_file()
 
 
-@pytest.mark.parametrize(("name", "filters"), [("find", FIND_FILTERS), ("count", COUNT_FILTERS)])
-def test_filters_are_options(cli: Cli, name: str, filters: dict[str, Any]) -> None:
+def test_completion(cli: Cli) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_TRACEVAULT_COMPLETE" in cli("completion", shell).out
+    assert cli("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "filters", "more"),
+    [
+        ("find", FIND_FILTERS | PAGE_FILTERS, {"output", "json", "key-store"}),
+        ("count", COUNT_FILTERS, {"at-most", "estimate"}),
+        ("tail", COUNT_FILTERS, {"output", "json", "key-store", "from-beginning", "state", "once"}),
+        ("histogram", COUNT_FILTERS, {"output", "json", "timeout", "at-most"}),
+        ("facets", COUNT_FILTERS, {"output", "json", "timeout", "at-most", "top"}),
+    ],
+)
+def test_filters_are_options(cli: Cli, name: str, filters: dict[str, Any], more: set[str]) -> None:
     listed = set(re.findall(r"^  (?:-\w, )?--([a-z-]+)", cli(name, "--help").out, re.MULTILINE))
-    others = {"table", "dsn", "help"} | ({"output", "json", "key-store"} if name == "find" else set())
-    assert listed - others == {filter_name.replace("_", "-") for filter_name in filters}
+    assert listed - {"table", "dsn", "help", "where"} - more == {
+        filter_name.replace("_", "-") for filter_name in filters
+    }
 
 
 def test_plain_fields_of_an_event_are_options_of_emit() -> None:
@@ -472,20 +489,43 @@ def test_find_takes_every_filter(cli: Cli, ready_dsn: str) -> None:
         "target": {"id": "t", "type": "thing"},
         "correlation_id": "c",
         "request_id": "r",
+        "tenant_id": "tenant",
+        "trace_id": "ab" * 16,
         "environment": "test",
         "occurred_at": "2026-01-02",
-        "data": {"outcome": "failure", "severity": "error", "error": {"code": "e"}},
+        "data": {
+            "outcome": "failure",
+            "severity": "error",
+            "error": {"code": "e"},
+            "n": 1.50,
+            "before": {},
+            "after": {"price": 1},
+            "diff": {"price": {"after": 1}},
+        },
+        "meta": {"a b": {"c": "1"}},
     }
     emit(ready_dsn, wanted, {"event": "other", "data": {"severity": "info"}})
     given = {
         "event": "wanted",
+        "events": "wanted,x",
+        "event_prefix": "want",
         "actor_id": "a",
+        "actor_ids": "a",
         "actor_type": "user",
         "target_id": "t",
+        "target_ids": "x,t",
         "target_type": "thing",
         "correlation_id": "c",
         "request_id": "r",
+        "tenant_id": "tenant",
+        "tenant_ids": "tenant",
+        "trace_id": "ab" * 16,
         "environment": "test",
+        "data": "n=1.5",
+        "meta": 'a b.c="1"',
+        "changed": "price",
+        "is_null": "span_id",
+        "text": "WANTED thing",
         "mode": "sync",
         "outcome": "failure",
         "error_code": "e",
@@ -498,9 +538,10 @@ def test_find_takes_every_filter(cli: Cli, ready_dsn: str) -> None:
     assert set(given) == set(COUNT_FILTERS)
     for name, value in given.items():
         option = [f"--{name.replace('_', '-')}"] + ([] if value is None else [value])
+        option += ["--since", "2000-01-01"] if name == "text" else []
         records = found(cli("find", "--dsn", ready_dsn, "--order", "asc", "--limit", "1", *option))
         assert [record["event"] for record in records] == ["wanted"], name
-        expected = "2\n" if name in {"mode", "since"} else "1\n"
+        expected = "2\n" if name in {"mode", "since", "is_null"} else "1\n"
         assert cli("count", "--dsn", ready_dsn, *option) == (0, expected, ""), name
     both = ["--severities", "error", "--severities", "info"]
     assert len(found(cli("find", "--dsn", ready_dsn, *both))) == 2
@@ -569,7 +610,9 @@ def test_a_table_is_for_terminals(ready_dsn: str) -> None:
     assert len(lines) == 3
     assert re.fullmatch(rf"\S+ \S+  price.updated  user/ana  product/4 +{ids[0]} *", lines[2])
     narrow = in_terminal("find", "--dsn", ready_dsn, "--limit", "2", columns=80, NO_COLOR="1")
-    assert "perhaps more: --offset 2" in narrow.err
+    assert narrow.err == ""
+    one = in_terminal("find", "--dsn", ready_dsn, "--limit", "1", "--offset", "0")
+    assert one.err == "perhaps more: --offset 1\n"
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", narrow.out)
     lines = plain(narrow.out).splitlines()
     assert [line[21:57] for line in lines if line[21:57] in ids] == ids[::-1]

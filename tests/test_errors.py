@@ -16,6 +16,7 @@ EXAMPLES = [
     errors.TracevaultError("closed"),
     errors.ConfigError("`driver` is wrong", field="driver"),
     errors.ValidationError("`data.a` is wrong", field="data.a"),
+    errors.QueryError("`acter` is no key", text="acter:x", column=1, length=5),
     errors.DriverError("refused", sqlstate="42501", transient=False),
     errors.OutcomeUnknownError("broke", id=ID, sqlstate="57P01"),
     errors.MigrationError("not ours"),

@@ -21,11 +21,13 @@ TEXTS = {
     "target_type": 512,
     "correlation_id": 512,
     "request_id": 512,
+    "tenant_id": 255,
     "environment": 128,
     "outcome": 64,
     "error_code": 255,
     "severity": 32,
 }
+LISTS = {"events", "actor_ids", "target_ids", "tenant_ids", "severities"}
 PAGING = {"limit", "offset", "order"}
 
 
@@ -48,7 +50,8 @@ def refused(check: Any, **filters: Any) -> ValidationError:
 
 
 def test_the_filters_are_these() -> None:
-    expected = {*TEXTS, "mode", "severities", "errors_only", "since", "until"}
+    expected = {*TEXTS, *LISTS, "mode", "errors_only", "since", "until"}
+    expected |= {"event_prefix", "trace_id", "data", "meta", "changed", "text", "is_null"}
     assert set(COUNT_FILTERS) == expected
     assert set(FIND_FILTERS) == expected | PAGING
     assert all(spec.help for spec in FIND_FILTERS.values())
@@ -87,7 +90,7 @@ def test_none_is_refused(name: str) -> None:
         ("actor", "did you mean `actor_"),
         ("severty", "did you mean `severity`?"),
         ("actorId", "did you mean `actor_id`?"),
-        ("tenant_id", "did you mean `"),
+        ("tenants", "did you mean `tenant_id"),
         ("zzz", "known are actor_id,"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 
-from tracevault import ConfigError, TracevaultError, ValidationError, __version__
+from tracevault import ConfigError, QueryError, TracevaultError, ValidationError, __version__
 from tracevault.cli.completion import completion
 from tracevault.cli.count import count
 from tracevault.cli.custody import erase, prune
@@ -91,6 +92,8 @@ for _command in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command (default: ``sys.argv``) and return the exit code. An expected error is one line, no more."""
+    # What a pool has to say of its connections, an error says as well.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     for stream in (sys.stdout, sys.stderr):
         # Text that the terminal's encoding lacks is written as an escape; it must not end the command.
         if hasattr(stream, "reconfigure"):
@@ -104,6 +107,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(error.format_message() + hint, WRONG)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
+    except QueryError as error:
+        return _failed(f"{error}\n  " + error.pointer.replace("\n", "\n  "), WRONG)
     except (ConfigError, ValidationError) as error:
         return _failed(str(error), WRONG)
     except TracevaultError as error:

@@ -12,12 +12,15 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from tracevault import parse_query
 from tracevault.cli.output import is_terminal
 from tracevault.config import DEFAULT_TABLE
 from tracevault.flows.aggregate import DEFAULT_AT_MOST
 from tracevault.schema.filters import FIND_FILTERS, PAGE_FILTERS, Filter
 
 _OUTPUT_HELP = "for a person, or JSON with one event per line; default: table on a terminal, else json"
+
+_WHERE_HELP = "a query text as well: `event:auth.* actor:user/42 since:7d`"
 
 _SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -91,6 +94,7 @@ def filter_options(filters: Mapping[str, Filter]) -> Callable[[F], F]:
     """Return a decorator that adds one option per filter, named like it."""
 
     def decorate(function: F) -> F:
+        function = click.option("--where", metavar="QUERY", help=_WHERE_HELP)(function)
         for name, spec in reversed(list(filters.items())):  # click lists the last one first
             function = click.option(f"--{name.replace('_', '-')}", name, **_kind(spec), help=spec.help)(function)
         return function
@@ -101,12 +105,19 @@ def filter_options(filters: Mapping[str, Filter]) -> Callable[[F], F]:
 def given_filters(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the filters that were given, as the API takes them; it checks them."""
     filters: dict[str, Any] = {}
+    where = values.get("where")
+    if where is not None:
+        filters = parse_query(where)
+    asked = set(filters)
     for name, value in values.items():
+        if name == "where" or value in (None, ()):
+            continue
+        if name in asked:
+            raise click.UsageError(f"--{name.replace('_', '-')} is given twice: also in --where")
         if isinstance(value, tuple):
-            if value:
-                paths = (FIND_FILTERS | PAGE_FILTERS)[name].kind == "paths"
-                filters[name] = _paths(name, value) if paths else [item for text in value for item in text.split(",")]
-        elif value is not None:
+            paths = (FIND_FILTERS | PAGE_FILTERS)[name].kind == "paths"
+            filters[name] = _paths(name, value) if paths else [item for text in value for item in text.split(",")]
+        else:
             filters[name] = value
     return filters
 

@@ -65,18 +65,25 @@ def tail(
     with vault(read_dsn(dsn), table, key_store=key_store) as audit:
         rows = audit.query.tail(after=after, follow=False, **asked).start()
         _keep(state, rows)
-        away = False
-        while True:
-            try:
-                _print_all(rows, output, state)
-                away = _said(away, None)
-            except DriverError as error:
-                if once or not error.transient:
-                    raise
-                away = _said(away, error)
-            if once:
-                return
-            time.sleep(_LOOK if not away else _PATIENCE)
+        try:
+            _follow(rows, output, state, once=once)
+        finally:  # also where an interruption came between printing and keeping
+            _keep(state, rows)
+
+
+def _follow(rows: Tail, output: Output, state: Path | None, *, once: bool) -> None:
+    away = False
+    while True:
+        try:
+            _print_all(rows, output, state)
+            away = _said(away, None)
+        except DriverError as error:
+            if once or not error.transient:
+                raise
+            away = _said(away, error)
+        if once:
+            return
+        time.sleep(_PATIENCE if away else _LOOK)
 
 
 def _print_all(rows: Tail, output: Output, state: Path | None) -> None:
