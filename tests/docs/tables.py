@@ -21,7 +21,7 @@ from tracevault.event import event
 from tracevault.event.record import BY_NAME, COLUMNS
 from tracevault.integrity.leaf import FIELDS as LEAF_FIELDS
 from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, PAGE_FILTERS, Filter
-from tracevault.schema.indexes import INDEXES
+from tracevault.schema.indexes import INDEXES, PAYLOAD_INDEXES
 
 _MARKED = re.compile(r"(?P<begin><!-- table: (?P<name>[\w -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 _MODULES = re.compile(r"(\w+\.)+")
@@ -45,6 +45,9 @@ _SERVES = {
     "tenant": "`tenant_id`",
     "trace": "`trace_id`",
     "stored": "`tail`, and the sealer",
+    "data_paths": "`data`; built on request: `tracevault migrate --payload-indexes`",
+    "meta_paths": "`meta`; likewise on request",
+    "data_changes": "`changed`; likewise on request",
 }
 
 
@@ -198,10 +201,12 @@ def indexes() -> str:
     rows = [
         (
             f"`{index.name('audit_logs')}`",
-            f"`({', '.join(index.columns)})`" + (f" where `{index.where}`" if index.where else ""),
+            (f"`{index.method} " if index.method != "btree" else "`")
+            + f"({', '.join(index.columns)})`"
+            + (f" where `{index.where}`" if index.where else ""),
             _SERVES[index.suffix],
         )
-        for index in INDEXES
+        for index in (*INDEXES, *PAYLOAD_INDEXES)
     ]
     return table(("Index", "Keys", "Serves"), [("`audit_logs_pkey`", "`(id)`", "`find_by_id`; unique ids"), *rows])
 
@@ -255,7 +260,7 @@ def _option(command: click.Command, option: click.Option) -> tuple[str, str, str
     takes = "" if option.is_flag else f"`{option.make_metavar(click.Context(command)).strip('[]')}`"
     meaning = _text(option.help or "")
     if option.show_default:
-        defaults: Any = [option.default] if isinstance(option.default, str) else option.default
+        defaults: Any = option.default if isinstance(option.default, (list, tuple)) else [option.default]
         meaning = f"{meaning.removesuffix('.')}; default: {', '.join(f'`{default}`' for default in defaults)}"
     return names, takes, meaning
 
