@@ -12,7 +12,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -56,10 +56,11 @@ from tracevault.postgres.pool import (
     target_of,
     writer_connect,
 )
+from tracevault.postgres.run import streamed, streamed_async
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.sealing.key_store import open_key_store
 from tracevault.writer.background import BackgroundWriter
-from tracevault.writer.direct import Write, read, read_async, store, store_async
+from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
 from tracevault.writer.stats import Counters, Stats
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class _Engine:
         self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
         self._direct = 0  # sync emits that are being written without the writer
         self._sealing: SealingThread | None = None
+
+    @property
+    def decrypts(self) -> bool:
+        """Whether what is read may have to be opened."""
+        return self.decryption is not None
 
     @property
     def writer(self) -> BackgroundWriter:
@@ -428,6 +434,13 @@ class AsyncEngine(_Engine):
             )
         return await read_async(*self._read, flow, place, self.config.timeout, transaction=transaction)
 
+    async def stream(self, query: Query, place: Place) -> AsyncIterator[list[tuple[Any, ...]]]:
+        """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
+        self.check_open()
+        async with lent_async(*self._read, place, self.config.timeout) as connection, atomic_async(connection, place):
+            async for rows in streamed_async(connection, query, place):
+                yield rows
+
     async def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)
         while True:
@@ -625,6 +638,12 @@ class BlockingEngine(_Engine):
     def read(self, flow: Callable[[], Flow[T]], place: Place, *, transaction: bool = False) -> T:
         self.check_open()
         return read(*self._pools.get()[1], flow, place, self.config.timeout, transaction=transaction)
+
+    def stream(self, query: Query, place: Place) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
+        self.check_open()
+        with lent(*self._pools.get()[1], place, self.config.timeout) as connection, atomic(connection, place):
+            yield from streamed(connection, query, place)
 
     def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)

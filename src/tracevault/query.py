@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import date, datetime, timedelta
+from functools import partial
 from threading import Event
-from typing import Literal, Self, TypeVar, Unpack
+from typing import BinaryIO, Literal, Self, TypeVar, Unpack
 from uuid import UUID
 
 from tracevault.engine import AsyncEngine, BlockingEngine
@@ -21,12 +23,16 @@ from tracevault.postgres.failures import Place
 from tracevault.schema.filters import CountFilters, FindFilters, PageFilters
 from tracevault.schema.position import Position
 from tracevault.schema.restriction import EVERYTHING, Restriction, restriction
+from tracevault.transfer.file import Manifest, begin_export
+from tracevault.transfer.formats import FormatName
 
 T = TypeVar("T")
 Moment = datetime | date | str
 
 # Rows that a follower takes at once.
 _STEP = 500
+# Events that an export reads in one transaction.
+_EXPORTED = 50_000
 # Seconds between looks at the log, where nothing tells that there is something new.
 _LOOK = 0.5
 
@@ -185,6 +191,47 @@ class AsyncQuery:
         ends where there is nothing more for the present. See `AsyncTail`.
         """
         return AsyncTail(self, follower(self._table, filters, after, self._seen), follow=follow)
+
+    async def export(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        format: FormatName = "jsonl",  # noqa: A002
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        raw: bool = False,
+        resume: bool = False,
+        progress: Callable[[int], None] = lambda _rows: None,
+        **filters: Unpack[CountFilters],
+    ) -> Manifest:
+        """Write all events for which the filters hold to a file, oldest first, and return its `Manifest`.
+
+        ``target`` is a path, or a file that takes bytes. ``format`` is "jsonl" (a JSON object a line, every column,
+        numbers exact), "csv" (cells that a spreadsheet could take for a formula are defused, unless ``raw``), "ocsf"
+        (OCSF 1.3 as JSON Lines) or "parquet" (the extra of that name). A name that ends with ``.gz`` is compressed.
+
+        Memory stays constant. The file takes its place whole; until then it is ``NAME.part``. An export that was
+        interrupted goes on there with ``resume=True``; not so a Parquet file. ``progress`` is told how many events are
+        written. Raises `ConfigError`, `ValidationError`, `DriverError`, and `OSError` where the file cannot be written.
+        """
+        walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
+        begin = partial(begin_export, target, format, walk, filters, raw=raw, resume=resume)
+        file, walk = await asyncio.to_thread(begin, lines=not self._engine.decrypts)
+        try:
+            rest = await self._read(lambda: read_flows.begin_walk(walk))
+            while rest is not None:
+                found = 0
+                async for rows in self._engine.stream(file.query(rest, _EXPORTED), self._place):
+                    records = file.records(rows)
+                    await self._engine.decrypt(records)
+                    rest = await asyncio.to_thread(file.add, rest, rows, records)
+                    found += len(rows)
+                    progress(file.rows)
+                if found < _EXPORTED:
+                    break
+            return await asyncio.to_thread(file.finish)
+        except BaseException:
+            await asyncio.to_thread(file.interrupt)
+            raise
 
     async def _page(self, walk: Walk) -> Page:
         page = await self._read(lambda: read_flows.find_page(walk))
@@ -368,6 +415,38 @@ class AuditQuery:
     def tail(self, *, after: str | None = None, follow: bool = True, **filters: Unpack[CountFilters]) -> Tail:
         """Like `AsyncQuery.tail`."""
         return Tail(self, follower(self._table, filters, after, self._seen), follow=follow)
+
+    def export(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        format: FormatName = "jsonl",  # noqa: A002
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        raw: bool = False,
+        resume: bool = False,
+        progress: Callable[[int], None] = lambda _rows: None,
+        **filters: Unpack[CountFilters],
+    ) -> Manifest:
+        """Like `AsyncQuery.export`."""
+        walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
+        begin = partial(begin_export, target, format, walk, filters, raw=raw, resume=resume)
+        file, walk = begin(lines=not self._engine.decrypts)
+        try:
+            rest = self._read(lambda: read_flows.begin_walk(walk))
+            while rest is not None:
+                found = 0
+                for rows in self._engine.stream(file.query(rest, _EXPORTED), self._place):
+                    records = file.records(rows)
+                    self._engine.decrypt(records)
+                    rest = file.add(rest, rows, records)
+                    found += len(rows)
+                    progress(file.rows)
+                if found < _EXPORTED:
+                    break
+            return file.finish()
+        except BaseException:
+            file.interrupt()
+            raise
 
     def _page(self, walk: Walk) -> Page:
         page = self._read(lambda: read_flows.find_page(walk))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID
 
 from tracevault import AuditRecord
-from tracevault.event.payload import iso_utc, jsonb_text
-from tracevault.event.record import RECORD_COLUMNS
+from tracevault.event.json_text import escaped, json_record, json_text, members
 
 if TYPE_CHECKING:  # rich takes 40 ms, which piped JSON need not wait for
     from rich.console import Console
@@ -24,12 +20,6 @@ Output = Literal["table", "json"]
 _ONE_LINE = 60
 # So many levels are laid out in lines. Other writers can nest deeper than there are columns, or Python's stack.
 _DEPTH = 30
-
-
-class _Raw(str):
-    """A piece of JSON that is text already."""
-
-    __slots__ = ()
 
 
 def is_terminal() -> bool:
@@ -108,20 +98,10 @@ def span(seconds: float) -> str:
     return "1 second" if 0.5 <= seconds < 1.5 else f"{max(seconds, 0):,.0f} seconds"
 
 
-def json_text(value: Any, *, ascii_only: bool = False) -> str:
-    r"""Return ``value`` as JSON on one line, its numbers exact; what does not print is a ``\u`` escape."""
-    return _escaped("".join(_pieces(value)), ascii_only=ascii_only)
-
-
 def json_line(record: AuditRecord) -> str:
     """Return a record as one line of JSON: every column, payloads nested, times in UTC, numbers exact."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json_text(json_record(record), ascii_only=not utf8)
-
-
-def json_record(record: AuditRecord) -> dict[str, Any]:
-    """Return a record as values that `json_text` takes."""
-    return {name: _plain(getattr(record, name)) for name in RECORD_COLUMNS}
 
 
 def write_lines(lines: Iterable[str]) -> None:
@@ -135,48 +115,11 @@ def json_lines(value: Any, depth: int = _DEPTH) -> list[str]:
     if not isinstance(value, (dict, list)) or len(text) <= _ONE_LINE or depth == 0:
         return [text]
     lines = []
-    parts = _members(value)
+    parts = members(value)
     for place, (prefix, item) in enumerate(parts):
         inner = json_lines(item, depth - 1)
-        inner[0] = _escaped(prefix) + inner[0]
+        inner[0] = escaped(prefix) + inner[0]
         inner[-1] += "," if place < len(parts) - 1 else ""
         lines += ["  " + line for line in inner]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     return [opening, *lines, closing]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return iso_utc(value)
-    return str(value) if isinstance(value, UUID) else value
-
-
-def _escaped(text: str, *, ascii_only: bool = False) -> str:
-    # Outside its strings JSON is printable ASCII, so this changes the inside of strings alone.
-    if text.isprintable() and (text.isascii() or not ascii_only):
-        return text
-    return "".join(c if c.isprintable() and (c.isascii() or not ascii_only) else json.dumps(c)[1:-1] for c in text)
-
-
-def _members(value: dict[str, Any] | list[Any]) -> list[tuple[str, Any]]:
-    """Return what stands in a container: what precedes each value in JSON, and the value."""
-    if isinstance(value, list):
-        return [("", item) for item in value]
-    return [(f"{jsonb_text(key)}: ", item) for key, item in value.items()]
-
-
-def _pieces(value: Any) -> Iterator[str]:
-    """Yield ``value`` as JSON in pieces; with a stack of its own, since a payload may be deeper than Python's."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, _Raw):
-            yield item
-        elif isinstance(item, (dict, list)) and item:
-            opening, closing = "{}" if isinstance(item, dict) else "[]"
-            yield opening
-            stack.append(_Raw(closing))
-            for place, (prefix, part) in reversed(list(enumerate(_members(item)))):
-                stack += [part, _Raw((", " if place else "") + prefix)]
-        else:
-            yield jsonb_text(item)

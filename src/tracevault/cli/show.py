@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tracevault import SEVERITIES_FOR_ERRORS_ONLY_FILTER, AuditRecord, FieldChange, History
-from tracevault.cli.output import console, fits, identity, json_lines, json_text, visible
+from tracevault.cli.output import console, fits, identity, json_lines, visible
 from tracevault.event.history import field_changes
+from tracevault.event.json_text import json_text
 from tracevault.event.payload import iso_utc
 from tracevault.event.record import RECORD_COLUMNS
 

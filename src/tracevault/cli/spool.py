@@ -15,8 +15,9 @@ import click
 from tracevault import UndeliveredError
 from tracevault.cli.connect import TIMEOUT, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, output_options
-from tracevault.cli.output import Output, console, json_line, json_text, number, size, visible, write_lines
+from tracevault.cli.output import Output, console, json_line, number, size, visible, write_lines
 from tracevault.config import Config
+from tracevault.event.json_text import json_text
 from tracevault.event.payload import iso_utc
 from tracevault.event.prepare import unstored_record
 from tracevault.postgres.failures import Place

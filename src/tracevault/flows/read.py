@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
 from tracevault.event.payload import decode
-from tracevault.event.record import RECORD_COLUMNS, AuditRecord
+from tracevault.event.record import BY_NAME, RECORD_COLUMNS, AuditRecord
 from tracevault.event.rules import choice, uuid, whole_number
 from tracevault.flows import Flow, Query
 from tracevault.schema.cursor import Place, read_cursor, timestamp, write_cursor
@@ -30,6 +30,13 @@ MAX_PAGE = 10_000
 MAX_COUNT = 1_000_000_000
 _TIME = Struct("!q")
 _PLACE = "timestamptz_send(occurred_at), id"
+# `iso_utc` of what Python would read: three digits, or six where it needs them; nothing outside the years 1 to 9999.
+_ISO_TIME = """CASE
+  WHEN {0} < '0001-01-01 00:00:00+00' THEN '0001-01-01T00:00:00.000Z'
+  WHEN {0} >= '10000-01-01 00:00:00+00' THEN '9999-12-31T23:59:59.999999Z'
+  ELSE to_char({0} AT TIME ZONE 'UTC', CASE WHEN extract(microseconds FROM {0})::int % 1000 = 0
+    THEN 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"' ELSE 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"' END)
+END"""
 _new = object.__new__
 _PLAIN_FIELDS = [getattr(AuditRecord, name).__set__ for name in RECORD_COLUMNS]
 _PAYLOAD_FIELDS = [(RECORD_COLUMNS.index(name), getattr(AuditRecord, name).__set__) for name in PAYLOADS]
@@ -79,6 +86,32 @@ def select(seen: Restriction = EVERYTHING) -> str:
         f"{seen.expression(name)}::text" if name in PAYLOADS else seen.expression(name) for name in RECORD_COLUMNS
     ]
     return ", ".join(columns)
+
+
+@lru_cache(256)
+def select_line(seen: Restriction = EVERYTHING) -> str:
+    """Return SQL for a record as a line of JSON: what `json_text` makes of it, but that nothing is escaped there."""
+    parts = []
+    before = "{"
+    for name in RECORD_COLUMNS:
+        quote, value = _json(name, seen)
+        parts += [f"'{before}\"{name}\": {quote}'", value]
+        before = f"{quote}, "
+    return f"concat({', '.join(parts)}, '{before.removesuffix(', ')}}}')"
+
+
+def _json(name: str, seen: Restriction) -> tuple[str, str]:
+    """Return the quote that stands around a value, and SQL for it."""
+    value = seen.expression(name)
+    match BY_NAME[name].column.sql_type:
+        case "jsonb":
+            return "", f"coalesce({value}::text, 'null')"
+        case "uuid":
+            return '"', value
+        case "timestamp with time zone":
+            return '"', _ISO_TIME.format(value)
+        case _:
+            return "", f"coalesce(to_json({value})::text, 'null')"
 
 
 def record(row: Sequence[Any]) -> AuditRecord:
@@ -135,41 +168,62 @@ def _walk(table: str, checked: dict[str, Any], seen: Restriction) -> Walk:
 
 
 def find_page(walk: Walk) -> Flow[Page]:
-    """Return the flow that finds the next page of a walk.
+    """Return the flow that finds the next page of a walk."""
+    bounded = yield from begin_walk(walk)
+    if bounded is None:
+        return Page([], None)
+    found = yield page_query(bounded, select(walk.seen), walk.limit + 1)  # by one more it is known that there is one
+    rows = found.rows[: walk.limit]
+    more = len(found.rows) > walk.limit
+    return Page([record(row) for row in rows], write_walk(walk_after(bounded, rows[-1])) if more else None)
+
+
+def begin_walk(walk: Walk) -> Flow[Walk | None]:
+    """Return the flow that bounds a walk; None where there is nothing to walk over.
 
     Newest first, a walk ends at the oldest event, however many come meanwhile. Oldest first it would follow new ones
     for ever, so it ends at what was the newest one when it began.
     """
-    last, bound, order = walk.last, walk.bound, walk.order.upper()
-    if walk.order == "asc" and bound is None:
-        newest = yield Query(
-            f'SELECT {_PLACE} FROM "{walk.table}" {walk.condition.where} ORDER BY occurred_at DESC, id DESC LIMIT 1',
-            walk.condition.params,
-        )
-        if not newest.rows:
-            return Page([], None)
-        bound = _place(*newest.rows[0])
-    where = walk.condition
-    if last is not None:
-        after = ">" if walk.order == "asc" else "<"
-        where = where.also(f"(occurred_at, id) {after} ({{}}::timestamptz, {{}})", timestamp(last.time), last.id)
-    if bound is not None:
-        where = where.also("(occurred_at, id) <= ({}::timestamptz, {})", timestamp(bound.time), bound.id)
-    found = yield Query(
-        f'SELECT {select(walk.seen)}, {_PLACE} FROM "{walk.table}" {where.where} '
-        f"ORDER BY occurred_at {order}, id {order} LIMIT ${len(where.params) + 1}",
-        (*where.params, walk.limit + 1),  # whether there is a next page is known by its first row
+    if walk.order == "desc" or walk.bound is not None:
+        return walk
+    newest = yield Query(
+        f'SELECT {_PLACE} FROM "{walk.table}" {walk.condition.where} ORDER BY occurred_at DESC, id DESC LIMIT 1',
+        walk.condition.params,
     )
-    rows = found.rows[: walk.limit]
-    more = len(found.rows) > walk.limit
-    cursor = write_cursor(walk.filters, _place(*rows[-1][-2:]), bound) if more else None
-    return Page([record(row) for row in rows], cursor)
+    return replace(walk, bound=_place(*newest.rows[0])) if newest.rows else None
+
+
+def page_query(walk: Walk, columns: str, limit: int) -> Query:
+    """Return the statement for the next rows of a walk, which have their place at their end."""
+    where, order = walk.condition, walk.order.upper()
+    if walk.last is not None:
+        after = ">" if walk.order == "asc" else "<"
+        place = timestamp(walk.last.time), walk.last.id
+        where = where.also(f"(occurred_at, id) {after} ({{}}::timestamptz, {{}})", *place)
+    if walk.bound is not None:
+        where = where.also("(occurred_at, id) <= ({}::timestamptz, {})", timestamp(walk.bound.time), walk.bound.id)
+    return Query(
+        f'SELECT {columns}, {_PLACE} FROM "{walk.table}" {where.where} '
+        f"ORDER BY occurred_at {order}, id {order} LIMIT ${len(where.params) + 1}",
+        (*where.params, limit),
+    )
+
+
+def walk_after(walk: Walk, row: Sequence[Any]) -> Walk:
+    """Return the walk that goes on after a row of `page_query`."""
+    return replace(walk, last=_place(*row[-2:]))
+
+
+def write_walk(walk: Walk) -> str:
+    """Return the cursor with which a walk goes on where it stands."""
+    assert walk.last is not None
+    return write_cursor(walk.filters, walk.last, walk.bound)
 
 
 def next_walk(walk: Walk, cursor: str) -> Walk:
     """Return the walk that goes on at ``cursor``, which its last page gave."""
     last, bound = read_cursor(cursor, walk.filters)
-    return Walk(walk.table, walk.condition, walk.seen, walk.filters, walk.order, walk.limit, last, bound)
+    return replace(walk, last=last, bound=bound)
 
 
 def count(

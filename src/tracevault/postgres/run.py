@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any, TypeVar
@@ -38,6 +38,10 @@ class _Timestamp(Loader):
         except OverflowError:
             return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
+
+# Rows that are yielded at once, and that libpq is asked for at once, which it can from version 17 on.
+_BATCH = 500
+_CHUNK = 100 if psycopg.capabilities.has_stream_chunked() else 1
 
 _ADAPTERS = AdaptersMap(adapters)
 _ADAPTERS.register_loader("timestamptz", _Timestamp)
@@ -151,6 +155,38 @@ def copied_rows(connection: Connection[Any], select: str, place: Place) -> Itera
                     begun, row = True, row[len(HEADER) :]
                 if row and row != TRAILER:
                     yield row
+    except psycopg.Error as error:
+        raise from_psycopg(error, place) from None
+
+
+def streamed(connection: Connection[Any], query: Query, place: Place) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows of one statement in batches, as the server sends them, so that memory holds one batch."""
+    try:
+        with _Cursor(connection, row_factory=tuple_row) as cursor:
+            batch = []
+            for row in cursor.stream(query.sql.encode(), query.params, binary=True, size=_CHUNK):
+                batch.append(row)
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+            yield batch
+    except psycopg.Error as error:
+        raise from_psycopg(error, place) from None
+
+
+async def streamed_async(
+    connection: AsyncConnection[Any], query: Query, place: Place
+) -> AsyncIterator[list[tuple[Any, ...]]]:
+    """Like `streamed`, on an async connection."""
+    try:
+        async with _AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            batch = []
+            async for row in cursor.stream(query.sql.encode(), query.params, binary=True, size=_CHUNK):
+                batch.append(row)
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+            yield batch
     except psycopg.Error as error:
         raise from_psycopg(error, place) from None
 
