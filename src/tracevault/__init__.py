@@ -46,6 +46,7 @@ from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
 from tracevault.schema.query_text import format_query, parse_query
 from tracevault.sealing.key_store import DirectoryKeyStore
+from tracevault.transfer.file import Manifest
 from tracevault.vault import (
     AsyncScope,
     AsyncTracevault,
@@ -84,6 +85,7 @@ __all__ = [
     "History",
     "KeyStore",
     "KeyStoreError",
+    "Manifest",
     "MigrationError",
     "OutcomeUnknownError",
     "Page",

@@ -24,11 +24,13 @@ from tracevault.cli.find import find
 from tracevault.cli.get import get
 from tracevault.cli.histogram import histogram
 from tracevault.cli.history import history
+from tracevault.cli.import_ import import_events
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
 from tracevault.cli.prove import prove_command
+from tracevault.cli.push import push
 from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
 from tracevault.cli.spool import spool
@@ -84,7 +86,8 @@ def tracevault(ctx: click.Context) -> None:
 for _command in (
     *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets),
     *(migrate, roles, doctor, spool),
-    *(keygen, seal, status, verify_command, prove_command, verify_proof_command, export, prune, erase),
+    *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
+    *(export, import_events, push, prune, erase),
     *(init_sql, sql_path, completion),
 ):
     tracevault.add_command(_command)
