@@ -23,8 +23,8 @@ from tracevault.postgres.failures import Place
 from tracevault.schema.filters import CountFilters, FindFilters, PageFilters
 from tracevault.schema.position import Position
 from tracevault.schema.restriction import EVERYTHING, Restriction, restriction
-from tracevault.transfer.file import Manifest, begin_export
-from tracevault.transfer.formats import FormatName
+from tracevault.transfer.file import ExportBytes, Manifest, begin_export
+from tracevault.transfer.formats import FormatName, format_of
 
 T = TypeVar("T")
 Moment = datetime | date | str
@@ -232,6 +232,33 @@ class AsyncQuery:
         except BaseException:
             await asyncio.to_thread(file.interrupt)
             raise
+
+    def exported(
+        self,
+        format: FormatName = "jsonl",  # noqa: A002
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        raw: bool = False,
+        **filters: Unpack[CountFilters],
+    ) -> AsyncIterator[bytes]:
+        """Iterate over the bytes of what `export` would write to a file, for a response that is streamed."""
+        walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
+        return self._exported(walk, ExportBytes(format_of(format, raw=raw, lines=not self._engine.decrypts)))
+
+    async def _exported(self, walk: Walk, out: ExportBytes) -> AsyncIterator[bytes]:
+        yield out.begin()
+        rest = await self._read(lambda: read_flows.begin_walk(walk))
+        while rest is not None:
+            found = 0
+            async for rows in self._engine.stream(out.query(rest, _EXPORTED), self._place):
+                records = out.records(rows)
+                await self._engine.decrypt(records)
+                yield await asyncio.to_thread(out.page, rows, records)
+                found += len(rows)
+                rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
+            if found < _EXPORTED:
+                break
+        yield out.end()
 
     async def _page(self, walk: Walk) -> Page:
         page = await self._read(lambda: read_flows.find_page(walk))
@@ -447,6 +474,33 @@ class AuditQuery:
         except BaseException:
             file.interrupt()
             raise
+
+    def exported(
+        self,
+        format: FormatName = "jsonl",  # noqa: A002
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        raw: bool = False,
+        **filters: Unpack[CountFilters],
+    ) -> Iterator[bytes]:
+        """Like `AsyncQuery.exported`."""
+        walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
+        return self._exported(walk, ExportBytes(format_of(format, raw=raw, lines=not self._engine.decrypts)))
+
+    def _exported(self, walk: Walk, out: ExportBytes) -> Iterator[bytes]:
+        yield out.begin()
+        rest = self._read(lambda: read_flows.begin_walk(walk))
+        while rest is not None:
+            found = 0
+            for rows in self._engine.stream(out.query(rest, _EXPORTED), self._place):
+                records = out.records(rows)
+                self._engine.decrypt(records)
+                yield out.page(rows, records)
+                found += len(rows)
+                rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
+            if found < _EXPORTED:
+                break
+        yield out.end()
 
     def _page(self, walk: Walk) -> Page:
         page = self._read(lambda: read_flows.find_page(walk))

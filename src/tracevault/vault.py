@@ -287,6 +287,11 @@ class AsyncTracevault(AsyncScope):
         await self._engine.start()
         return self
 
+    @property
+    def scope_names(self) -> tuple[str, ...]:
+        """The names of all scopes."""
+        return tuple(self._engine.tables)
+
     def get_scope(self, name: str) -> AsyncScope:
         """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""
         if name not in self._scopes:
@@ -485,6 +490,11 @@ class Tracevault(Scope):
     ) -> None:
         """Close the vault."""
         self.close()
+
+    @property
+    def scope_names(self) -> tuple[str, ...]:
+        """Like `AsyncTracevault.scope_names`."""
+        return tuple(self._engine.tables)
 
     def get_scope(self, name: str) -> Scope:
         """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""

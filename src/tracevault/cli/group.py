@@ -33,6 +33,7 @@ from tracevault.cli.prove import prove_command
 from tracevault.cli.push import push
 from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
+from tracevault.cli.serve import serve
 from tracevault.cli.spool import spool
 from tracevault.cli.sql_path import sql_path
 from tracevault.cli.status import status
@@ -84,7 +85,7 @@ def tracevault(ctx: click.Context) -> None:
 
 
 for _command in (
-    *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets),
+    *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets, serve),
     *(migrate, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push, prune, erase),

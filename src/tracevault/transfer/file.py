@@ -66,14 +66,41 @@ class Subject:
     fingerprint: str
 
 
-class ExportFile:
+class ExportBytes:
+    """What an export asks of the database, and the bytes that it makes of the answers."""
+
+    def __init__(self, writer: Format) -> None:
+        self._writer = writer
+
+    def query(self, walk: Walk, limit: int) -> Query:
+        """Return the statement for the next rows of a walk."""
+        return page_query(walk, (select_line if self._writer.takes_lines else select)(walk.seen), limit)
+
+    def records(self, rows: Sequence[tuple[Any, ...]]) -> list[AuditRecord]:
+        """Return the records that `add` needs beside the rows of `query`: none where those are lines of JSON."""
+        return [] if self._writer.takes_lines else [record(row) for row in rows]
+
+    def begin(self) -> bytes:
+        """Return what the export begins with."""
+        return self._writer.begin()
+
+    def page(self, rows: Sequence[tuple[Any, ...]], records: Sequence[AuditRecord]) -> bytes:
+        """Return the next events."""
+        return self._writer.page([row[0] for row in rows] if self._writer.takes_lines else records) if rows else b""
+
+    def end(self) -> bytes:
+        """Return what the export ends with."""
+        return self._writer.end()
+
+
+class ExportFile(ExportBytes):
     """The file of one export. ``target`` is a path, or a file that takes bytes, which is not closed.
 
     Compressed with gzip where its name ends with ``.gz``, each page by itself. Raises `ConfigError` for what cannot be.
     """
 
     def __init__(self, target: Any, writer: Format, subject: Subject, *, resume: bool) -> None:
-        self._writer = writer
+        super().__init__(writer)
         self._subject = subject
         self._rows = self._bytes = 0
         self._ids: tuple[str | None, str | None] = None, None
@@ -102,7 +129,7 @@ class ExportFile:
         if self._place is not None:
             self._begin_or_resume(resume)
         if self._bytes == 0:
-            self._write(writer.begin())
+            self._write(self.begin())
 
     def _opened(self, part: Path) -> BinaryIO:
         file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
@@ -138,14 +165,6 @@ class ExportFile:
             raise ConfigError(f"{str(self._notes)!r} is of an export of something else: begin anew", field="resume")
         return cast("dict[str, Any]", notes)
 
-    def query(self, walk: Walk, limit: int) -> Query:
-        """Return the statement for the next rows of a walk."""
-        return page_query(walk, (select_line if self._writer.takes_lines else select)(walk.seen), limit)
-
-    def records(self, rows: Sequence[tuple[Any, ...]]) -> list[AuditRecord]:
-        """Return the records that `add` needs beside the rows of `query`: none where those are lines of JSON."""
-        return [] if self._writer.takes_lines else [record(row) for row in rows]
-
     @property
     def rows(self) -> int:
         """How many events are in it."""
@@ -155,7 +174,7 @@ class ExportFile:
         """Write the next rows of a walk; return the walk that goes on after them."""
         if not rows:
             return walk
-        self._write(self._writer.page([row[0] for row in rows] if self._writer.takes_lines else records))
+        self._write(self.page(rows, records))
         self._rows += len(rows)
         self._ids = self._ids[0] or str(rows[0][-1]), str(rows[-1][-1])
         walk = walk_after(walk, rows[-1])
@@ -190,7 +209,7 @@ class ExportFile:
 
     def finish(self) -> Manifest:
         """Put the file in its place, and return what is in it."""
-        self._write(self._writer.end())
+        self._write(self.end())
         if self._place is None:
             self._file.flush()
         else:

@@ -147,12 +147,12 @@ def _retry_after(value: str | None) -> float | None:
         moment = None if value.strip().isdigit() else parsedate_to_datetime(value)
     except (ValueError, TypeError):
         return None
-    seconds = float(value) if moment is None else moment.timestamp() - time.time()
+    seconds: float = float(value) if moment is None else moment.timestamp() - time.time()
     return min(max(seconds, 0.0), 3600.0)
 
 
 def pause_after(failures: int, error: DriverError) -> float:
     """Return how many seconds to wait after so many failures in a row, half of it by chance."""
-    longest = min(_LONGEST_PAUSE, 0.5 * 2 ** min(failures, 10))
+    longest = min(_LONGEST_PAUSE, 0.5 * 2.0 ** min(failures, 10))
     asked = error.retry_after if isinstance(error, PushRefused) else None
     return max(asked or 0.0, longest * random.uniform(0.5, 1.0))  # noqa: S311 - it spreads retries, and hides nothing

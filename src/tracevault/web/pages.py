@@ -1,0 +1,363 @@
+"""The pages: what each asks the log, and gives its template."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from tracevault import (
+    AsyncQuery,
+    AsyncScope,
+    AuditRecord,
+    DriverError,
+    SealError,
+    TracevaultError,
+    ValidationError,
+    parse_query,
+)
+from tracevault.event.history import field_changes
+from tracevault.event.json_text import json_record, json_text
+from tracevault.event.rules import moment
+from tracevault.schema.query_text import complete_query
+from tracevault.web import show
+from tracevault.web.access import EXPORTED, VIEWED, Access, Guard
+
+PAGE = 50
+# A histogram is drawn of so many events at most, and must not make a page wait.
+_DRAWN = 20_000
+_DRAWING_SECONDS = 0.05
+_DEFAULT_WINDOW = timedelta(days=30)
+SPANS = ("1h", "24h", "7d", "30d")
+THEMES = ("light", "dark")
+_THEME = "tracevault-theme"
+# A page that waits for new events asks again after so many seconds; streams are so many at most.
+_STREAM_SECONDS = 600.0
+_STREAM_LOOK = 1.0
+_STREAMS = 100
+_EXPORTS = {"jsonl": ("application/x-ndjson", "jsonl"), "csv": ("text/csv; charset=utf-8", "csv")}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A request, with what it may see."""
+
+    request: Request
+    access: Access
+    scope: AsyncScope
+    query: AsyncQuery
+
+    def link(self, *parts: str, **params: str | None) -> str:
+        """Return a link to a page of this scope, under whatever prefix the app is mounted."""
+        path = "/".join((self.request.scope.get("root_path", ""), "s", _quoted(self.scope.name), *map(_quoted, parts)))
+        given = {name: value for name, value in params.items() if value}
+        return path + (f"?{urlencode(given)}" if given else "")
+
+
+def _quoted(part: str) -> str:
+    return urlencode({"": part})[1:].replace("+", "%20")
+
+
+class Pages:
+    """The handlers of all routes."""
+
+    def __init__(self, guard: Guard, title: str, static: Mapping[str, str]) -> None:
+        self._guard = guard
+        self._streams = 0
+        environment = Environment(
+            loader=PackageLoader("tracevault.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters.update(
+            visible=show.visible, shortened=show.shortened, iso=show.iso, clock=show.clock, ago=show.ago, tree=show.tree
+        )
+        environment.globals.update(also=show.also, identity=show.identity_query, within=show.within)
+        environment.globals.update(title=title, static=dict(static), spans=SPANS, page_size=PAGE)
+        self._templates = {name: environment.get_template(name) for name in environment.list_templates(["html"])}
+
+    async def home(self, request: Request) -> Response:
+        """Lead to the first log that may be seen."""
+        access = await self._guard.access(request)
+        scopes = self._guard.scopes(access)
+        if not scopes:
+            raise HTTPException(403, "You may not see any audit log here.")
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/s/{_quoted(scopes[0])}")
+
+    async def theme(self, request: Request) -> Response:
+        """Remember light or dark."""
+        form = (await request.body()).decode("ascii", "replace")
+        chosen = form.removeprefix("to=")
+        answer = RedirectResponse(_back(request), status_code=303)
+        if chosen in THEMES:
+            path = request.scope.get("root_path", "") or "/"
+            answer.set_cookie(_THEME, chosen, max_age=31_536_000, path=path, httponly=True, samesite="lax")
+        return answer
+
+    # ------------------------------------------------------------------------------------- the list
+
+    async def events(self, request: Request) -> Response:
+        """List events, newest first."""
+        seen = await self._seen(request)
+        text = request.query_params.get("q", "")
+        try:
+            filters = parse_query(text)
+            page = await seen.query.find_page(limit=PAGE, **_cursor(request), **filters)
+        except ValidationError as error:
+            return self._page(request, "events.html", 400, seen=seen, text=text, problem=error, **_nothing())
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"query": text})
+        return self._page(
+            request,
+            "events.html",
+            seen=seen,
+            text=text,
+            problem=None,
+            filters=filters,
+            rows=page.rows,
+            older=page.next_cursor and seen.link(q=text, cursor=page.next_cursor),
+            first=not request.query_params.get("cursor"),
+            chips=show.chips(filters),
+            drawing=await self._drawing(seen.query, filters),
+        )
+
+    async def _drawing(self, query: AsyncQuery, filters: Mapping[str, Any]) -> show.Drawing | None:
+        """Return the histogram of a query's window, or None where that would take too long."""
+        until = moment(filters["until"], "until") if "until" in filters else datetime.now(UTC)
+        since = moment(filters["since"], "since") if "since" in filters else until - _DEFAULT_WINDOW
+        if "text" in filters or since >= until:
+            return None
+        window = {**filters, "since": since, "until": until}
+        try:
+            found = await query.histogram(
+                show.bar_width(since, until), at_most=_DRAWN, timeout=_DRAWING_SECONDS, **window
+            )
+        except DriverError:
+            return None
+        return show.drawing(found, filters)
+
+    async def keys(self, request: Request) -> Response:
+        """Suggest how the word under the cursor could go on."""
+        await self._seen(request)
+        text = request.query_params.get("q", "")[:4096]
+        return JSONResponse(complete_query(text, len(text))[:20])
+
+    async def new(self, request: Request) -> Response:
+        """Stream how many events came since the page was made, as server-sent events."""
+        seen = await self._seen(request)
+        try:
+            filters = parse_query(request.query_params.get("q", ""))
+            tail = seen.query.tail(follow=False, **filters)
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
+        if self._streams >= _STREAMS:
+            raise HTTPException(503, "Too many pages wait for new events.")
+        await tail.start()
+        return StreamingResponse(
+            self._counts(request, tail), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
+
+    async def _counts(self, request: Request, tail: Any) -> AsyncIterator[str]:
+        self._streams += 1
+        count, ends = 0, asyncio.get_running_loop().time() + _STREAM_SECONDS
+        try:
+            yield "retry: 5000\n\n"
+            while asyncio.get_running_loop().time() < ends and not await request.is_disconnected():
+                before = count
+                async for record in tail:
+                    count += record.event != VIEWED
+                yield f"data: {count}\n\n" if count != before else ": nothing new\n\n"
+                await asyncio.sleep(_STREAM_LOOK)
+        except TracevaultError:
+            return  # the browser asks again
+        finally:
+            self._streams -= 1
+
+    async def export(self, request: Request) -> Response:
+        """Stream what a query finds as a file."""
+        seen = await self._seen(request)
+        kind = request.query_params.get("format", "jsonl")
+        if not seen.access.may_export:
+            raise HTTPException(403, "You may see this log, but not export from it.")
+        if kind not in _EXPORTS:
+            raise HTTPException(400, "There is no export of this format here.")
+        text = request.query_params.get("q", "")
+        try:
+            out = seen.query.exported(kind, order="desc", **parse_query(text))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
+        await self._guard.note(seen.access, seen.scope, EXPORTED, {"query": text, "format": kind})
+        media_type, ending = _EXPORTS[kind]
+        name = f"{seen.scope.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{ending}"
+        name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
+        return StreamingResponse(
+            out, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'}
+        )
+
+    # ---------------------------------------------------------------------------------- single pages
+
+    async def event(self, request: Request) -> Response:
+        """Show one event."""
+        seen = await self._seen(request)
+        record = await self._record(seen)
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"event_id": str(record.id)})
+        return self._page(
+            request,
+            "event.html",
+            seen=seen,
+            record=record,
+            diff=show.side_by_side(field_changes(record.data)),
+            proof=await self._proof(seen, record),
+        )
+
+    async def _proof(self, seen: _Seen, record: AuditRecord) -> tuple[bool, str] | None:
+        """Return whether an event is proven, and what there is to say of that; None where the log is not sealed."""
+        try:
+            proof = await seen.scope.prove(record.id)
+        except SealError as error:
+            return None if "sealed" in str(error) and "tree" in str(error) else (False, str(error))
+        except TracevaultError:
+            return None
+        return True, f"leaf {proof.index:,} of {proof.checkpoint.size:,} under a signed checkpoint"
+
+    async def raw(self, request: Request) -> Response:
+        """Return one event as JSON."""
+        seen = await self._seen(request)
+        record = await self._record(seen)
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"event_id": str(record.id)})
+        return Response(json_text(json_record(record)), media_type="application/json")
+
+    async def _record(self, seen: _Seen) -> AuditRecord:
+        try:
+            record = await seen.query.find_by_id(seen.request.path_params["id"])
+        except ValidationError:
+            record = None
+        if record is None:
+            raise HTTPException(404, "There is no such event, or you may not see it.")
+        return record
+
+    async def actor(self, request: Request) -> Response:
+        """Show what one actor did."""
+        return await self._of(request, "actor")
+
+    async def target(self, request: Request) -> Response:
+        """Show what became of one target."""
+        seen = await self._seen(request)
+        type_, id_ = _identity(request)
+        try:
+            at = request.query_params.get("at") or None
+            history = await seen.query.history(type_, id_, at=at, limit=200)
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
+        query = show.also({}, target_type=type_, target_id=id_)
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"query": query})
+        return self._page(
+            request,
+            "target.html",
+            seen=seen,
+            type=type_,
+            id=id_,
+            at=at,
+            history=history,
+            changes=[(change.record, show.side_by_side(change.fields)) for change in reversed(history.changes)],
+            query=query,
+        )
+
+    async def _of(self, request: Request, role: str) -> Response:
+        seen = await self._seen(request)
+        type_, id_ = _identity(request)
+        filters: dict[str, Any] = {f"{role}_type": type_, f"{role}_id": id_}
+        try:
+            page = await seen.query.find_page(limit=PAGE, **_cursor(request), **filters)
+            query = show.also({}, **filters)
+            since = datetime.now(UTC) - _DEFAULT_WINDOW
+            facets = await self._facets(seen.query, {**filters, "since": since})
+            drawing = await self._drawing(seen.query, filters)
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"query": query})
+        return self._page(
+            request,
+            "actor.html",
+            seen=seen,
+            type=type_,
+            id=id_,
+            rows=page.rows,
+            older=page.next_cursor and seen.link(role, type=type_, id=id_, cursor=page.next_cursor),
+            filters=filters,
+            facets=facets,
+            drawing=drawing,
+            query=query,
+        )
+
+    async def _facets(self, query: AsyncQuery, filters: Mapping[str, Any]) -> Any:
+        try:
+            return await query.facets("event", top=8, at_most=_DRAWN, timeout=_DRAWING_SECONDS, **filters)
+        except DriverError:
+            return None
+
+    async def trace(self, request: Request) -> Response:
+        """Show the events of one operation."""
+        seen = await self._seen(request)
+        id_ = request.query_params.get("id", "")
+        try:
+            rows = await seen.query.trace(id_, limit=500)
+            query = show.also({}, correlation_id=id_)
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
+        await self._guard.note(seen.access, seen.scope, VIEWED, {"query": query})
+        return self._page(request, "trace.html", seen=seen, id=id_, rows=rows, query=query, filters={})
+
+    # --------------------------------------------------------------------------------------- shared
+
+    async def _seen(self, request: Request) -> _Seen:
+        access = await self._guard.access(request)
+        return _Seen(request, access, *self._guard.scope(access, request.path_params["scope"]))
+
+    def _page(self, request: Request, template: str, code: int = 200, /, **values: Any) -> HTMLResponse:
+        theme = request.cookies.get(_THEME)
+        seen: _Seen | None = values.get("seen")
+        html = self._templates[template].render(
+            **values,
+            root=request.scope.get("root_path", ""),
+            theme=theme if theme in THEMES else None,
+            here=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
+            scopes=[] if seen is None else self._guard.scopes(seen.access),
+            now=datetime.now(UTC),
+        )
+        return HTMLResponse(html, status_code=code)
+
+    async def error(self, request: Request, status: int, why: str) -> Response:
+        """Show what went wrong."""
+        return self._page(request, "error.html", status, status=status, why=why)
+
+
+def _cursor(request: Request) -> dict[str, Any]:
+    cursor = request.query_params.get("cursor")
+    return {"cursor": cursor} if cursor else {}
+
+
+def _identity(request: Request) -> tuple[str, str]:
+    return request.query_params.get("type", ""), request.query_params.get("id", "")
+
+
+def _nothing() -> dict[str, Any]:
+    """Return what a list shows where its query is wrong."""
+    return {"filters": {}, "rows": [], "older": None, "first": True, "chips": [], "drawing": None}
+
+
+def _back(request: Request) -> str:
+    """Return the page that a form was sent from, if it is one of this app."""
+    back = request.query_params.get("back", "")
+    root = request.scope.get("root_path", "") or "/"
+    inside = back.startswith(root) and not back.startswith("//") and "\\" not in back and back.isprintable()
+    return back if inside else root
