@@ -55,6 +55,7 @@ def serve(dsn: str | None, tables: tuple[str, ...], port: int, audit_reads: bool
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((LOOPBACK, port))
+            listening.listen()  # before the address is printed
         except OSError as error:
             raise click.ClickException(f"port {port} cannot be used: {error.strerror or error}") from None
         try:

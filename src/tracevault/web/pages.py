@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from tracevault import (
     AsyncScope,
     AuditRecord,
     DriverError,
+    Histogram,
     SealError,
     TracevaultError,
     ValidationError,
@@ -57,13 +58,18 @@ class _Seen:
 
     def link(self, *parts: str, **params: str | None) -> str:
         """Return a link to a page of this scope, under whatever prefix the app is mounted."""
-        path = "/".join((self.request.scope.get("root_path", ""), "s", _quoted(self.scope.name), *map(_quoted, parts)))
+        path = "/".join((root_of(self.request), "s", _quoted(self.scope.name), *map(_quoted, parts)))
         given = {name: value for name, value in params.items() if value}
         return path + (f"?{urlencode(given)}" if given else "")
 
 
+def root_of(request: Request) -> str:
+    """Return where the app is mounted, as it stands in links."""
+    return quote(str(request.scope.get("root_path", "")))
+
+
 def _quoted(part: str) -> str:
-    return urlencode({"": part})[1:].replace("+", "%20")
+    return quote(part, safe="")
 
 
 class Pages:
@@ -92,7 +98,7 @@ class Pages:
         scopes = self._guard.scopes(access)
         if not scopes:
             raise HTTPException(403, "You may not see any audit log here.")
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/s/{_quoted(scopes[0])}")
+        return RedirectResponse(f"{root_of(request)}/s/{_quoted(scopes[0])}")
 
     async def theme(self, request: Request) -> Response:
         """Remember light or dark."""
@@ -100,7 +106,7 @@ class Pages:
         chosen = form.removeprefix("to=")
         answer = RedirectResponse(_back(request), status_code=303)
         if chosen in THEMES:
-            path = request.scope.get("root_path", "") or "/"
+            path = root_of(request) or "/"
             answer.set_cookie(_THEME, chosen, max_age=31_536_000, path=path, httponly=True, samesite="lax")
         return answer
 
@@ -141,9 +147,19 @@ class Pages:
             found = await query.histogram(
                 show.bar_width(since, until), at_most=_DRAWN, timeout=_DRAWING_SECONDS, **window
             )
+            estimates = {} if found.is_complete else await self._estimates(query, window, found)
         except DriverError:
             return None
-        return show.drawing(found, filters)
+        return show.drawing(found, filters, estimates)
+
+    async def _estimates(self, query: AsyncQuery, window: Mapping[str, Any], found: Histogram) -> dict[datetime, int]:
+        """Return what the planner believes of the buckets that were not counted."""
+        estimates = {}
+        for bucket in found.buckets:
+            if bucket.start <= found.counted_since:
+                until = bucket.end - timedelta(microseconds=1)
+                estimates[bucket.start] = await query.estimate(**{**window, "since": bucket.start, "until": until})
+        return estimates
 
     async def keys(self, request: Request) -> Response:
         """Suggest how the word under the cursor could go on."""
@@ -224,7 +240,7 @@ class Pages:
         try:
             proof = await seen.scope.prove(record.id)
         except SealError as error:
-            return None if "sealed" in str(error) and "tree" in str(error) else (False, str(error))
+            return None if "was never sealed" in str(error) else (False, str(error))
         except TracevaultError:
             return None
         return True, f"leaf {proof.index:,} of {proof.checkpoint.size:,} under a signed checkpoint"
@@ -328,7 +344,7 @@ class Pages:
         seen: _Seen | None = values.get("seen")
         html = self._templates[template].render(
             **values,
-            root=request.scope.get("root_path", ""),
+            root=root_of(request),
             theme=theme if theme in THEMES else None,
             here=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             scopes=[] if seen is None else self._guard.scopes(seen.access),
@@ -358,6 +374,6 @@ def _nothing() -> dict[str, Any]:
 def _back(request: Request) -> str:
     """Return the page that a form was sent from, if it is one of this app."""
     back = request.query_params.get("back", "")
-    root = request.scope.get("root_path", "") or "/"
+    root = root_of(request) or "/"
     inside = back.startswith(root) and not back.startswith("//") and "\\" not in back and back.isprintable()
     return back if inside else root

@@ -260,11 +260,11 @@ class Bar(NamedTuple):
     height: int
     label: str
     query: str
-    counted: bool
+    estimated: bool
 
 
 class Drawing(NamedTuple):
-    """A histogram to draw. ``since`` is from when on events were counted, if not all were."""
+    """A histogram to draw. Where not all was counted, the planner's belief stands for it."""
 
     bars: list[Bar]
     width: int
@@ -272,7 +272,7 @@ class Drawing(NamedTuple):
     first: datetime
     last: datetime
     total: int
-    since: datetime | None
+    estimated: bool
 
 
 def bar_width(since: datetime, until: datetime) -> timedelta:
@@ -282,25 +282,25 @@ def bar_width(since: datetime, until: datetime) -> timedelta:
     )
 
 
-def drawing(found: Histogram, filters: Mapping[str, Any]) -> Drawing:
-    """Return a histogram as bars, of which each leads to its events."""
-    most = max((bucket.count for bucket in found.buckets), default=0) or 1
+def drawing(found: Histogram, filters: Mapping[str, Any], estimates: Mapping[datetime, int]) -> Drawing:
+    """Return a histogram as bars, of which each leads to its events; ``estimates`` take the place of counts."""
+    counts = [estimates.get(bucket.start, bucket.count) for bucket in found.buckets]
+    most = max(counts, default=0) or 1
     bars = []
-    for place, bucket in enumerate(found.buckets):
-        height = 0 if not bucket.count else max(2, round(bucket.count / most * _HEIGHT))
-        last = bucket.end - timedelta(microseconds=1)
-        label = f"{clock(bucket.start)}: {bucket.count:,} event{'s' if bucket.count != 1 else ''}"
-        counted = found.is_complete or bucket.end > found.counted_since
-        query = also(filters, since=bucket.start, until=last)
-        bars.append(Bar(place * _BAR, _HEIGHT - height, _BAR - 2, height, label, query, counted))
+    for place, (bucket, count) in enumerate(zip(found.buckets, counts, strict=True)):
+        height = 0 if not count else max(2, round(count / most * _HEIGHT))
+        estimated = bucket.start in estimates
+        label = f"{clock(bucket.start)}: {'about ' if estimated else ''}{count:,} event{'s' if count != 1 else ''}"
+        query = also(filters, since=bucket.start, until=bucket.end - timedelta(microseconds=1))
+        bars.append(Bar(place * _BAR, _HEIGHT - height, _BAR - 2, height, label, query, estimated))
     return Drawing(
         bars,
         max(1, len(bars)) * _BAR,
         _HEIGHT,
         found.buckets[0].start,
         found.buckets[-1].end,
-        sum(bucket.count for bucket in found.buckets),
-        None if found.is_complete else found.counted_since,
+        sum(counts),
+        bool(estimates),
     )
 
 

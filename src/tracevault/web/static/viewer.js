@@ -49,19 +49,22 @@ if (live && "EventSource" in window) {
 // What the word that is being typed could become.
 if (search) {
   const list = document.querySelector("#suggestions");
-  let asked = 0;
-  search.addEventListener("input", async () => {
-    asked += 1;
-    const mine = asked;
-    const answer = await fetch(`${search.dataset.keys}?q=${encodeURIComponent(search.value)}`);
-    if (!answer.ok || mine !== asked) return;
-    const begin = search.value.replace(/\S*$/, "");
+  const suggest = async () => {
+    const typed = search.value;
+    const answer = await fetch(`${search.dataset.keys}?q=${encodeURIComponent(typed)}`).catch(() => null);
+    if (!answer?.ok || typed !== search.value) return;
+    const begin = typed.replace(/\S*$/, "");
     const options = (await answer.json()).map((word) => {
       const option = document.createElement("option");
       option.value = begin + word;
       return option;
     });
     list.replaceChildren(...options);
+  };
+  let soon = 0;
+  search.addEventListener("input", () => {
+    clearTimeout(soon);
+    soon = setTimeout(suggest, 150);
   });
 }
 
