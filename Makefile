@@ -1,5 +1,5 @@
 # Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
-.PHONY: demo test lint bench faults docs sql clean
+.PHONY: demo test lint bench faults docs sql screenshots clean
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -27,6 +27,9 @@ docs: $(VENV)/ready  ## write the tables of README and docs anew from their sour
 
 sql: $(VENV)/ready  ## write the SQL files of the package anew from their source
 	$(PYTHON) -c 'from tracevault.schema.ddl import write_sql_files; write_sql_files()'
+
+screenshots: $(VENV)/ready  ## make the pictures of the viewer anew; needs Chromium
+	$(PYTHON) -m scripts.screenshots
 
 $(VENV)/ready: pyproject.toml scripts/setup
 	@scripts/setup $(VENV)

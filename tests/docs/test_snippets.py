@@ -34,10 +34,14 @@ from tests.docs.pages import PAGES, Block, blocks, name
 # Blocks that are shown and not run. Each is here whole, with its reason.
 _MAKE = "sets up an environment of its own; CI runs it from a clean clone"
 _PIP = "would install into the environment that runs this test"
+_PUSH = "nobody answers there; tests/test_transfer.py pushes"
 NOT_RUN = {
     "make demo\nmake test\n": _MAKE,
     "pip install '.[binary]'\n": _PIP,
     "pip install '.[binary,cli]'\n": _PIP,
+    "tracevault serve\n": "it does not end by itself; tests/web starts it",
+    "tracevault push --to https://siem.example.com/in --state place.txt\n": _PUSH,
+    "tracevault push --to https://siem.example.com/in --state place.txt --secret-file secret.txt --event a\n": _PUSH,
 }
 
 _STATED = re.compile(r"^\s*#> ?(.*)$", re.MULTILINE)
