@@ -137,9 +137,9 @@ def test_help_lists_every_command(cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
     assert listed == [
-        *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets"),
+        *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
         *("migrate", "roles", "doctor", "spool"),
-        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "prune"),
+        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push", "prune"),
         *("erase", "init-sql", "sql-path", "completion"),
     ]
 
