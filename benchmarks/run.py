@@ -17,7 +17,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python benchmarks/run.py`
 
-from benchmarks import background, sealing, sync
+from benchmarks import background, reading, sealing, sync
 from benchmarks.measure import Row
 from benchmarks.work import Bench
 from tracevault import Tracevault, TracevaultError
@@ -40,6 +40,7 @@ ROWS: dict[str, Callable[[Bench], Row | list[Row]]] = {
     "seal-backlog": sealing.backlog,
     "seal-latency": sealing.latency,
     "verify": sealing.verification,
+    "read": reading.reading,
 }
 MEMORY = "memory"
 

@@ -1,9 +1,14 @@
-"""Many rows, made in the database by one seeded statement: for tests of plans, and for the benchmark."""
+"""Many rows, made in the database by one seeded statement: for tests of plans, and for the benchmark.
+
+``python -m tests.rows DSN [COUNT]`` adds them to ``audit_logs``, a million unless COUNT says else.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 # Shares as an application's: few events are most of the log, some ids are rare, some columns mostly empty.
@@ -43,3 +48,8 @@ def fill(connection: Connection[Any], count: int, *, table: str = "audit_logs", 
     """Add ``count`` rows, one a second from 2026-01-01 on, and gather statistics. The same rows every time."""
     connection.execute(_FILL.format(table=table, first=first, last=first + count - 1).encode())
     connection.execute(f'ANALYZE "{table}"'.encode())
+
+
+if __name__ == "__main__":
+    with psycopg.connect(sys.argv[1], autocommit=True) as link:
+        fill(link, int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000)
