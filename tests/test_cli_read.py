@@ -211,3 +211,14 @@ def test_tail_waits_for_a_database_that_is_away(ready_dsn: str) -> None:
             process.wait()
             process.stdout.close()
             process.stderr.close()
+
+
+def test_bench_cleans_up(cli: Cli, dsn: str) -> None:
+    measured = found(cli("bench", "--events", "100", "--dsn", dsn))
+    assert [line["what"] for line in measured][-2:] == ["find_page, 50 events", "iterate"]
+    assert all(line["per_second"] > 0 for line in measured)
+    left = (
+        "SELECT relname FROM pg_class WHERE relname ~ 'bench' UNION SELECT proname FROM pg_proc WHERE proname ~ 'bench'"
+    )
+    assert rows(dsn, left) == []
+    assert "per second" in in_terminal("bench", "--events", "100", "--dsn", dsn).out

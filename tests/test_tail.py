@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import rows
 from tests.faces import Face, OpenVault
 from tracevault import AuditRecord, Tracevault, ValidationError
+from tracevault.flows.tail import channel
 from tracevault.schema.position import Position, Snapshot, read_position
 
 TABLE = "audit_logs"
@@ -163,6 +164,48 @@ def test_a_tail_follows(face: OpenVault, ready_dsn: str) -> None:
         began = time.monotonic()
         assert next(tail).event == "later"
         assert 0.6 < time.monotonic() - began < 5
+        timer.join()
+
+
+def test_followers_are_told(face: OpenVault, ready_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without being told, they would look only after minutes."""
+    monkeypatch.setattr("tracevault.query._LOOK", 100.0)
+    vault = open_vault(face, ready_dsn, notify=True)
+    with Tracevault(connection_string=ready_dsn, notify=True) as writer:
+        tail = vault.query.tail()
+        tail.start()
+        for n in range(3):
+            timer = threading.Timer(0.5, lambda n=n: writer.emit(f"later.{n}"))
+            timer.start()
+            began = time.monotonic()
+            assert next(tail).event == f"later.{n}"
+            assert time.monotonic() - began < 10
+            timer.join()
+
+
+def test_followers_are_told_ten_times_a_second_at_most(ready_dsn: str) -> None:
+    with psycopg.connect(ready_dsn, autocommit=True) as listening:
+        listening.execute(f'LISTEN "{channel(TABLE)}"'.encode())
+        with Tracevault(connection_string=ready_dsn, notify=True) as vault:
+            until = time.monotonic() + 1.5
+            count = 0
+            while time.monotonic() < until:
+                vault.emit("a")
+                count += 1
+        told = list(listening.notifies(timeout=1.0))
+    assert count > 30
+    assert 2 <= len(told) <= 17
+
+
+def test_without_the_right_to_listen_it_looks_by_itself(face: OpenVault, ready_dsn: str) -> None:
+    vault = open_vault(face, ready_dsn, notify=True)
+    vault.vault._engine._connect = vault.vault._engine._conninfo = None
+    with Tracevault(connection_string=ready_dsn) as writer:
+        tail = vault.query.tail()
+        tail.start()
+        timer = threading.Timer(0.2, lambda: writer.emit("later"))
+        timer.start()
+        assert next(tail).event == "later"
         timer.join()
 
 

@@ -124,6 +124,12 @@ class Config:
         "returns a new blocking psycopg connection for background writers, where a pool's conninfo is not enough",
     )
 
+    notify: bool = _option(
+        False,
+        "tells those who follow the log that there is something new, by NOTIFY from a connection of its own, at most "
+        "every 100 ms; and listens to that in `tail`, which otherwise looks every half a second",
+    )
+
     seal: Mapping[str, Any] | None = _option(
         None,
         'seals the tables in a thread of this process: `{"key": FILE, "anchors": ["file:PATH", ...]}`; see '
@@ -397,6 +403,11 @@ def _check_choices(config: Config) -> None:
         _set(config, name, str.__str__(value))
 
 
+def _check_flags(config: Config) -> None:
+    if not isinstance(config.notify, bool):
+        raise ConfigError(f"`notify` must be True or False, got {_shown(config.notify)}", field="notify")
+
+
 def _check_callables(config: Config) -> None:
     for name in ("on_error", "writer_connect"):
         value = getattr(config, name)
@@ -482,6 +493,7 @@ _CHECKS = cast(
         _check_encryption,
         _check_environment,
         _check_choices,
+        _check_flags,
         _check_callables,
         _check_numbers,
         _check_spool,

@@ -12,9 +12,10 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import closing, contextmanager
-from threading import Lock
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
+from functools import partial
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -40,9 +41,11 @@ from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
 from tracevault.flows.seal import sealed_as
+from tracevault.flows.tail import channel
 from tracevault.flows.write import insert, insert_many, needs_transaction
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
 from tracevault.postgres.failures import Place
+from tracevault.postgres.listen import AsyncListener, Listener
 from tracevault.postgres.pool import (
     LastError,
     check_conninfo,
@@ -434,12 +437,24 @@ class AsyncEngine(_Engine):
             )
         return await read_async(*self._read, flow, place, self.config.timeout, transaction=transaction)
 
-    async def stream(self, query: Query, place: Place) -> AsyncIterator[list[tuple[Any, ...]]]:
+    async def stream(self, query: Query, place: Place) -> AsyncGenerator[list[tuple[Any, ...]], None]:
         """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
         self.check_open()
-        async with lent_async(*self._read, place, self.config.timeout) as connection, atomic_async(connection, place):
-            async for rows in streamed_async(connection, query, place):
+        async with (
+            lent_async(*self._read, place, self.config.timeout) as connection,
+            atomic_async(connection, place),
+            aclosing(streamed_async(connection, query, place)) as batches,
+        ):
+            async for rows in batches:
                 yield rows
+
+    def listener(self, table: str) -> AsyncListener:
+        """Return what waits for something new in a table."""
+        conninfo, timeout = self._conninfo, self.config.timeout
+        connect = None
+        if self.config.notify and conninfo is not None:
+            connect = partial(connect_once_async, conninfo, timeout, Place("listening"))
+        return AsyncListener(connect, channel(table))
 
     async def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)
@@ -639,11 +654,15 @@ class BlockingEngine(_Engine):
         self.check_open()
         return read(*self._pools.get()[1], flow, place, self.config.timeout, transaction=transaction)
 
-    def stream(self, query: Query, place: Place) -> Iterator[list[tuple[Any, ...]]]:
+    def stream(self, query: Query, place: Place) -> Generator[list[tuple[Any, ...]], None, None]:
         """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
         self.check_open()
         with lent(*self._pools.get()[1], place, self.config.timeout) as connection, atomic(connection, place):
             yield from streamed(connection, query, place)
+
+    def listener(self, table: str, closed: Event) -> Listener:
+        """Return what waits for something new in a table, or for ``closed``."""
+        return Listener(self._connect if self.config.notify else None, channel(table), closed)
 
     def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
         deadline = time.monotonic() + self.seconds(timeout)

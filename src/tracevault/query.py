@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, closing
 from datetime import date, datetime, timedelta
 from functools import partial
 from threading import Event
@@ -220,12 +221,13 @@ class AsyncQuery:
             rest = await self._read(lambda: read_flows.begin_walk(walk))
             while rest is not None:
                 found = 0
-                async for rows in self._engine.stream(file.query(rest, _EXPORTED), self._place):
-                    records = file.records(rows)
-                    await self._engine.decrypt(records)
-                    rest = await asyncio.to_thread(file.add, rest, rows, records)
-                    found += len(rows)
-                    progress(file.rows)
+                async with aclosing(self._engine.stream(file.query(rest, _EXPORTED), self._place)) as batches:
+                    async for rows in batches:
+                        records = file.records(rows)
+                        await self._engine.decrypt(records)
+                        rest = await asyncio.to_thread(file.add, rest, rows, records)
+                        found += len(rows)
+                        progress(file.rows)
                 if found < _EXPORTED:
                     break
             return await asyncio.to_thread(file.finish)
@@ -250,12 +252,13 @@ class AsyncQuery:
         rest = await self._read(lambda: read_flows.begin_walk(walk))
         while rest is not None:
             found = 0
-            async for rows in self._engine.stream(out.query(rest, _EXPORTED), self._place):
-                records = out.records(rows)
-                await self._engine.decrypt(records)
-                yield await asyncio.to_thread(out.page, rows, records)
-                found += len(rows)
-                rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
+            async with aclosing(self._engine.stream(out.query(rest, _EXPORTED), self._place)) as batches:
+                async for rows in batches:
+                    records = out.records(rows)
+                    await self._engine.decrypt(records)
+                    yield await asyncio.to_thread(out.page, rows, records)
+                    found += len(rows)
+                    rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
             if found < _EXPORTED:
                 break
         yield out.end()
@@ -278,7 +281,8 @@ class AsyncTail:
     """An endless async iterator over events as they are stored; ``position`` is the place of the last one it gave.
 
     A row comes once its transaction has committed, however late that is, and never twice. Keep ``position``, and pass
-    it as ``after`` to go on there: in another process, or years later. A new event is found within half a second.
+    it as ``after`` to go on there: in another process, or years later. A new event is found within half a second, or
+    0.1 s where the option ``notify`` is on.
     """
 
     def __init__(self, query: AsyncQuery, follower: Follower, *, follow: bool) -> None:
@@ -289,6 +293,7 @@ class AsyncTail:
         self._ahead: Iterator[tuple[AuditRecord, Position]] = iter(())
         self._after_all: Position | None = None
         self._at_end = False
+        self._listener = query._engine.listener(follower.table)
 
     @property
     def position(self) -> str | None:
@@ -311,7 +316,7 @@ class AsyncTail:
             if self._at_end and not self._follow:
                 raise StopAsyncIteration
             if self._at_end:
-                await asyncio.sleep(_LOOK)
+                await self._listener.wait(_LOOK)
             await self._look()
 
     async def start(self) -> Self:
@@ -320,6 +325,10 @@ class AsyncTail:
             await self._look()
             self._reached = self._after_all
         return self
+
+    async def aclose(self) -> None:
+        """Let go of the connection that it listens on, if it has one; for whoever stops iterating."""
+        await self._listener.close()
 
     async def _look(self) -> None:
         query = self._query
@@ -462,12 +471,13 @@ class AuditQuery:
             rest = self._read(lambda: read_flows.begin_walk(walk))
             while rest is not None:
                 found = 0
-                for rows in self._engine.stream(file.query(rest, _EXPORTED), self._place):
-                    records = file.records(rows)
-                    self._engine.decrypt(records)
-                    rest = file.add(rest, rows, records)
-                    found += len(rows)
-                    progress(file.rows)
+                with closing(self._engine.stream(file.query(rest, _EXPORTED), self._place)) as batches:
+                    for rows in batches:
+                        records = file.records(rows)
+                        self._engine.decrypt(records)
+                        rest = file.add(rest, rows, records)
+                        found += len(rows)
+                        progress(file.rows)
                 if found < _EXPORTED:
                     break
             return file.finish()
@@ -492,12 +502,13 @@ class AuditQuery:
         rest = self._read(lambda: read_flows.begin_walk(walk))
         while rest is not None:
             found = 0
-            for rows in self._engine.stream(out.query(rest, _EXPORTED), self._place):
-                records = out.records(rows)
-                self._engine.decrypt(records)
-                yield out.page(rows, records)
-                found += len(rows)
-                rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
+            with closing(self._engine.stream(out.query(rest, _EXPORTED), self._place)) as batches:
+                for rows in batches:
+                    records = out.records(rows)
+                    self._engine.decrypt(records)
+                    yield out.page(rows, records)
+                    found += len(rows)
+                    rest = read_flows.walk_after(rest, rows[-1]) if rows else rest
             if found < _EXPORTED:
                 break
         yield out.end()
@@ -528,6 +539,7 @@ class Tail:
         self._after_all: Position | None = None
         self._at_end = False
         self._closed = Event()
+        self._listener = query._engine.listener(follower.table, self._closed)
 
     @property
     def position(self) -> str | None:
@@ -548,10 +560,12 @@ class Tail:
                 return record
             self._reached = self._after_all
             if self._closed.is_set() or (self._at_end and not self._follow):
+                self._listener.close()
                 raise StopIteration
-            if self._at_end and self._closed.wait(_LOOK):
-                raise StopIteration
-            self._look()
+            if self._at_end:
+                self._listener.wait(_LOOK)
+            if not self._closed.is_set():
+                self._look()
 
     def close(self) -> None:
         """End the iteration, also one that waits in another thread."""

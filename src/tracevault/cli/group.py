@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tracevault import ConfigError, QueryError, TracevaultError, ValidationError, __version__
+from tracevault.cli.bench import bench
 from tracevault.cli.completion import completion
 from tracevault.cli.count import count
 from tracevault.cli.custody import erase, prune
@@ -89,7 +90,7 @@ for _command in (
     *(migrate, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push, prune, erase),
-    *(init_sql, sql_path, completion),
+    *(init_sql, sql_path, bench, completion),
 ):
     tracevault.add_command(_command)
 

@@ -102,6 +102,16 @@ def print_line(record: AuditRecord) -> None:
     console().print(_line(record), soft_wrap=True)
 
 
+def print_rates(measured: Sequence[tuple[str, int, float]]) -> None:
+    """Print what was measured, and how often it can be done in a second."""
+    table = _table("what", "count", "per second")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what, count, rate in measured:
+        table.add_row(what, f"{count:,}", f"{rate:,.0f}")
+    console().print(table)
+
+
 def print_bars(counts: Sequence[tuple[str, int]]) -> None:
     """Print numbers with bars, of which the longest is for the greatest."""
     table = Table.grid(padding=(0, 2))

@@ -9,7 +9,8 @@ On a standby a snapshot does not tell which transactions are under way, but none
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -43,6 +44,16 @@ class Step(NamedTuple):
     position: Position
     at_end: bool
     """Whether every row that could be had was had."""
+
+
+def channel(table: str) -> str:
+    """Return the channel on which followers of a table are told; of any length, and with any letters, the table is."""
+    return f"tracevault_{hashlib.sha256(table.encode()).hexdigest()[:16]}"
+
+
+def notify(tables: Sequence[str]) -> Flow[None]:
+    """Tell the followers of ``tables`` that there may be something new."""
+    yield Query("SELECT pg_notify(name, '') FROM unnest($1::text[]) AS name", ([channel(table) for table in tables],))
 
 
 def follower(table: str, filters: Mapping[str, Any], after: Any, seen: Restriction) -> Follower:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any, TypeVar
@@ -176,7 +176,7 @@ def streamed(connection: Connection[Any], query: Query, place: Place) -> Iterato
 
 async def streamed_async(
     connection: AsyncConnection[Any], query: Query, place: Place
-) -> AsyncIterator[list[tuple[Any, ...]]]:
+) -> AsyncGenerator[list[tuple[Any, ...]], None]:
     """Like `streamed`, on an async connection."""
     try:
         async with _AsyncCursor(connection, row_factory=tuple_row) as cursor:

@@ -33,6 +33,7 @@ from tracevault.event.record import INSERT_COLUMNS
 from tracevault.postgres.failures import Place, outcome_unknown
 from tracevault.writer.adoption import SpoolFolder
 from tracevault.writer.delivery import GRACE, Delivery, Session
+from tracevault.writer.herald import Herald
 from tracevault.writer.process import at_exit, warn_about_threads
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, flags_of
@@ -75,6 +76,10 @@ class BackgroundWriter:
         self._reported = 0
         self._watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._delivery = Delivery(config, self._queue, self.counters)
+        self._herald: Herald | None = None
+        if config.notify:
+            self._herald = Herald(connect, list(dict.fromkeys(config.tables.values())), self.counters)
+            self._herald.start()
         self.spool: Spool | None = None
         if config.spool is not None:
             self.spool = Spool(
@@ -436,6 +441,8 @@ class BackgroundWriter:
             if thread.is_alive():
                 self._queue.drop_waiting()
                 thread.join(max(0.0, deadline - time.monotonic()))
+        if self._herald is not None:
+            self._herald.close(_LAST_SECONDS)
         if self.spool is not None:
             self.spool.close()
         self._stop_waiting_for_exit()
