@@ -320,7 +320,7 @@ def test_an_export_of_another_log(log: Sealed, cli: Cli, tmp_path: Path) -> None
 
 
 def test_wrong_usage(log: Sealed, cli: Cli, tmp_path: Path) -> None:
-    assert cli("export", "--dsn", log.dsn).code == 2
+    assert cli("export", "--verifiable", "--event", "a", "--dsn", log.dsn).code == 2
     done = cli("export", "--verifiable", "-o", str(tmp_path / "x"), "--dsn", log.dsn)
     assert (done.code, "never sealed" in done.err, (tmp_path / "x").exists()) == (3, True, False)
     for more in (["--state", "s"], ["--full"], ["--dsn", log.dsn]):

@@ -46,7 +46,7 @@ from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
 from tracevault.schema.query_text import format_query, parse_query
 from tracevault.sealing.key_store import DirectoryKeyStore
-from tracevault.transfer.file import Manifest
+from tracevault.transfer.manifest import Manifest
 from tracevault.vault import (
     AsyncScope,
     AsyncTracevault,

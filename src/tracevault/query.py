@@ -9,7 +9,7 @@ from contextlib import aclosing, closing
 from datetime import date, datetime, timedelta
 from functools import partial
 from threading import Event
-from typing import BinaryIO, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self, TypeVar, Unpack
 from uuid import UUID
 
 from tracevault.engine import AsyncEngine, BlockingEngine
@@ -24,8 +24,10 @@ from tracevault.postgres.failures import Place
 from tracevault.schema.filters import CountFilters, FindFilters, PageFilters
 from tracevault.schema.position import Position
 from tracevault.schema.restriction import EVERYTHING, Restriction, restriction
-from tracevault.transfer.file import ExportBytes, Manifest, begin_export
-from tracevault.transfer.formats import FormatName, format_of
+from tracevault.transfer.manifest import FormatName, Manifest
+
+if TYPE_CHECKING:
+    from tracevault.transfer.file import ExportBytes
 
 T = TypeVar("T")
 Moment = datetime | date | str
@@ -214,6 +216,8 @@ class AsyncQuery:
         interrupted goes on there with ``resume=True``; not so a Parquet file. ``progress`` is told how many events are
         written. Raises `ConfigError`, `ValidationError`, `DriverError`, and `OSError` where the file cannot be written.
         """
+        from tracevault.transfer.file import begin_export  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
         begin = partial(begin_export, target, format, walk, filters, raw=raw, resume=resume)
         file, walk = await asyncio.to_thread(begin, lines=not self._engine.decrypts)
@@ -244,6 +248,9 @@ class AsyncQuery:
         **filters: Unpack[CountFilters],
     ) -> AsyncIterator[bytes]:
         """Iterate over the bytes of what `export` would write to a file, for a response that is streamed."""
+        from tracevault.transfer.file import ExportBytes  # noqa: PLC0415 - `import tracevault` need not wait for it
+        from tracevault.transfer.formats import format_of  # noqa: PLC0415
+
         walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
         return self._exported(walk, ExportBytes(format_of(format, raw=raw, lines=not self._engine.decrypts)))
 
@@ -464,6 +471,8 @@ class AuditQuery:
         **filters: Unpack[CountFilters],
     ) -> Manifest:
         """Like `AsyncQuery.export`."""
+        from tracevault.transfer.file import begin_export  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
         begin = partial(begin_export, target, format, walk, filters, raw=raw, resume=resume)
         file, walk = begin(lines=not self._engine.decrypts)
@@ -494,6 +503,9 @@ class AuditQuery:
         **filters: Unpack[CountFilters],
     ) -> Iterator[bytes]:
         """Like `AsyncQuery.exported`."""
+        from tracevault.transfer.file import ExportBytes  # noqa: PLC0415 - `import tracevault` need not wait for it
+        from tracevault.transfer.formats import format_of  # noqa: PLC0415
+
         walk = read_flows.long_walk(self._table, filters, read_flows.MAX_PAGE, order, self._seen)
         return self._exported(walk, ExportBytes(format_of(format, raw=raw, lines=not self._engine.decrypts)))
 

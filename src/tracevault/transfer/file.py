@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,33 +26,11 @@ from tracevault.flows.read import Walk, next_walk, page_query, record, select, s
 from tracevault.schema.query_text import format_query
 from tracevault.sealing.durable import replace, sync_folder
 from tracevault.transfer.formats import Format, format_of
+from tracevault.transfer.manifest import Manifest
 
 # Seconds of work that an interruption may cost.
 _NOTED_EVERY = 5.0
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an export is of, and what makes its file recognizable.
-
-    ``bytes`` and ``sha256`` (64 hex digits) are the file's, ``filters`` are a query text, ``created_at`` is ISO 8601.
-    """
-
-    format: str
-    table: str
-    filters: str
-    order: str
-    rows: int
-    first_id: str | None
-    last_id: str | None
-    bytes: int
-    sha256: str
-    created_at: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON would hold it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

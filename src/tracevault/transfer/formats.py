@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from tracevault.errors import ConfigError
 from tracevault.event.json_text import escaped, json_record, json_text
 from tracevault.event.record import RECORD_COLUMNS, AuditRecord
 from tracevault.event.rules import got, nearest
+from tracevault.transfer.manifest import FormatName
 from tracevault.transfer.ocsf import ocsf_event
 
-FormatName = Literal["jsonl", "csv", "ocsf", "parquet"]
 FORMATS: tuple[str, ...] = get_args(FormatName)
 # What makes a spreadsheet take a cell for a formula; the wide forms of these signs count as well.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
