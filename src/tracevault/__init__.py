@@ -9,6 +9,9 @@ except ImportError as error:
     )
     raise ImportError(message) from error
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tracevault.errors import (
     ConfigError,
     DriverError,
@@ -39,14 +42,10 @@ from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
 from tracevault.event.record import Actor, AuditRecord, Target
 from tracevault.flows.aggregate import Bucket, Facet, Facets, Histogram
 from tracevault.flows.read import Count, Page
-from tracevault.integrity.event_proof import EventProof, verify_proof
 from tracevault.integrity.report import Report, Verdict
 from tracevault.query import AsyncQuery, AsyncTail, AuditQuery, Tail
 from tracevault.schema.ddl import generate_init_sql
 from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR_ERRORS_ONLY_FILTER
-from tracevault.schema.query_text import format_query, parse_query
-from tracevault.sealing.key_store import DirectoryKeyStore
-from tracevault.transfer.manifest import Manifest
 from tracevault.vault import (
     AsyncScope,
     AsyncTracevault,
@@ -57,6 +56,30 @@ from tracevault.vault import (
     verify_export,
 )
 from tracevault.writer.stats import Stats
+
+if TYPE_CHECKING:
+    from tracevault.integrity.event_proof import EventProof, verify_proof
+    from tracevault.schema.query_text import format_query, parse_query
+    from tracevault.sealing.key_store import DirectoryKeyStore
+    from tracevault.transfer.manifest import Manifest
+
+# Not every program needs these, and each takes its time to be imported: they are when they are asked for.
+_LATER = {
+    "DirectoryKeyStore": "tracevault.sealing.key_store",
+    "EventProof": "tracevault.integrity.event_proof",
+    "Manifest": "tracevault.transfer.manifest",
+    "format_query": "tracevault.schema.query_text",
+    "parse_query": "tracevault.schema.query_text",
+    "verify_proof": "tracevault.integrity.event_proof",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found
+
 
 __all__ = [
     "DEFAULT_MASK_VALUE",

@@ -40,7 +40,6 @@ from tracevault.event.prepare import Prepared, Settings
 from tracevault.event.record import AuditRecord
 from tracevault.event.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
-from tracevault.flows.seal import sealed_as
 from tracevault.flows.tail import channel
 from tracevault.flows.write import insert, insert_many, needs_transaction
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
@@ -61,7 +60,6 @@ from tracevault.postgres.pool import (
 )
 from tracevault.postgres.run import streamed, streamed_async
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
-from tracevault.sealing.key_store import open_key_store
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
 from tracevault.writer.stats import Counters, Stats
@@ -114,6 +112,8 @@ class _Engine:
         self.config = config
         keys = None
         if config.key_store is not None:
+            from tracevault.sealing.key_store import open_key_store  # noqa: PLC0415 - likewise
+
             keys = KeyCache(open_key_store(config.key_store, create=bool(config.encrypt_fields)))
         self.decryption = None if keys is None else Decryption(keys)
         self.settings = Settings(
@@ -457,6 +457,8 @@ class AsyncEngine(_Engine):
         return AsyncListener(connect, channel(table))
 
     async def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
+        from tracevault.flows.seal import sealed_as  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         deadline = time.monotonic() + self.seconds(timeout)
         while True:
             index = await self.read(lambda: sealed_as(table, uuid(id_, "id")), Place("reading seals"))
@@ -665,6 +667,8 @@ class BlockingEngine(_Engine):
         return Listener(self._connect if self.config.notify else None, channel(table), closed)
 
     def await_sealed(self, table: str, id_: UUID | str, timeout: float | None) -> int:
+        from tracevault.flows.seal import sealed_as  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         deadline = time.monotonic() + self.seconds(timeout)
         while True:
             index = self.read(lambda: sealed_as(table, uuid(id_, "id")), Place("reading seals"))

@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
@@ -24,15 +24,16 @@ from tracevault.event.event import AuditEvent, DiffFields, EventFields
 from tracevault.event.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
 from tracevault.event.rules import got
 from tracevault.flows import Flow
-from tracevault.flows.prove import prove_event
 from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
-from tracevault.integrity.event_proof import EventProof
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run, run_async
 from tracevault.query import AsyncQuery, AuditQuery
 from tracevault.writer.direct import atomic, atomic_async
 from tracevault.writer.stats import Stats
+
+if TYPE_CHECKING:
+    from tracevault.integrity.event_proof import EventProof
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -167,6 +168,8 @@ class AsyncScope:
         Its text (``str(proof)``) is a C2SP tlog-proof, which `verify_proof` and ``tracevault verify-proof`` check.
         Raises `SealError` if the event is not sealed and signed yet, or if row, hashes and checkpoint do not fit.
         """
+        from tracevault.flows.prove import prove_event  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         return await self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
     async def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = (), jobs: int = 1) -> Report:
@@ -395,6 +398,8 @@ class Scope:
 
     def prove(self, id: UUID | str) -> EventProof:  # noqa: A002
         """Like `AsyncScope.prove`."""
+        from tracevault.flows.prove import prove_event  # noqa: PLC0415 - `import tracevault` need not wait for it
+
         return self._engine.read(lambda: prove_event(self.table, id), self._proving)
 
     def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = (), jobs: int = 1) -> Report:
