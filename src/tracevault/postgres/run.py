@@ -72,7 +72,7 @@ def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
                 try:
                     if isinstance(statement, Query):
                         cursor.execute(statement.sql.encode(), statement.params, binary=True)
-                        rows = cursor.fetchall() if statement.reads and cursor.description else []
+                        rows = cursor.fetchall() if statement.reads and _has_rows(cursor) else []
                         result = Result(rows, cursor.rowcount)
                     else:
                         result = _copy(cursor, statement)
@@ -97,7 +97,7 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
                 try:
                     if isinstance(statement, Query):
                         await cursor.execute(statement.sql.encode(), statement.params, binary=True)
-                        rows = await cursor.fetchall() if statement.reads and cursor.description else []
+                        rows = await cursor.fetchall() if statement.reads and _has_rows(cursor) else []
                         result = Result(rows, cursor.rowcount)
                     else:
                         result = await _copy_async(cursor, statement)
@@ -111,6 +111,12 @@ async def run_async(connection: AsyncConnection[Any], flow: Flow[T], place: Plac
                 statement = flow.throw(failure)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
+
+
+def _has_rows(cursor: _Cursor | _AsyncCursor) -> bool:
+    """Whether the last statement was one that returns rows. psycopg's `description` says so too, and takes 30 µs."""
+    result = cursor.pgresult
+    return result is not None and result.nfields > 0
 
 
 class _AbandonedError(Exception):
