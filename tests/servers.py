@@ -89,3 +89,32 @@ def _debian(folder: Path, binaries: Path) -> Iterator[str]:
         yield f"host={sockets} user=tracevault dbname=postgres"
     finally:
         execute("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@contextmanager
+def standby(primary: str) -> Iterator[str]:
+    """Run a hot standby of a server of Debian's 15; yield a conninfo for its superuser."""
+    folder = Path(tempfile.mkdtemp(prefix="tracevault-tests-standby-", dir=_place()))
+    data, sockets = folder / "pgdata", folder / "s"
+    sockets.mkdir()
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        account = pwd.getpwnam(user)
+        for path in (folder, sockets):
+            os.chown(path, account.pw_uid, account.pw_gid)
+
+    def execute(program: str, *arguments: str) -> None:
+        subprocess.run([DEBIAN_15 / program, "-D", data, *arguments], check=True, user=user, cwd="/",
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+    try:
+        execute("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", primary)
+        data.chmod(0o700)
+        options = f"-c listen_addresses='' -k {sockets} -c hot_standby=on -c max_standby_streaming_delay=-1"
+        execute("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"host={sockets} user=tracevault"
+        finally:
+            execute("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

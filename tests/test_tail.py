@@ -241,6 +241,20 @@ def test_positions_that_are_none(face: OpenVault, ready_dsn: str) -> None:
         list(query.tail(after=elsewhere, follow=False))
 
 
+def test_a_table_that_was_restored_elsewhere(face: OpenVault, ready_dsn: str) -> None:
+    vault = open_vault(face, ready_dsn)
+    vault.emit("restored")
+    rows(ready_dsn, f"UPDATE {TABLE} SET stored_xid = '900000000'")
+    with pytest.raises(ValidationError, match="restored from another server"):
+        list(vault.query.tail(after="beginning", follow=False))
+    tail = now_on(vault.query)
+    vault.emit("new")
+    assert names(tail) == ["new"]
+    foreign = f"UPDATE {TABLE} SET stored_xid = NULL WHERE stored_xid >= pg_snapshot_xmax(pg_current_snapshot())"
+    rows(ready_dsn, foreign)
+    assert names(vault.query.tail(after="beginning", follow=False)) == ["restored", "new"]
+
+
 def test_snapshots_of_a_standby_that_lags() -> None:
     primary = Snapshot.parse("10:20:10,15")
     assert not primary.sees(15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import aclosing, closing
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -53,7 +53,7 @@ class AsyncQuery:
         self._seen = seen
         self._place = Place("read", scope, table)
 
-    def restricted(self, *, tenant_ids: Iterable[str] | None = None, hidden: Iterable[str] = ()) -> AsyncQuery:
+    def restricted(self, *, tenant_ids: Collection[str] | None = None, hidden: Collection[str] = ()) -> AsyncQuery:
         """Return a query that sees the events of these tenants alone, and not what is ``hidden``.
 
         Events of no tenant are not seen either, unless ``tenant_ids`` is None. ``hidden`` are columns, which read as
@@ -61,7 +61,7 @@ class AsyncQuery:
         `emit_diff` stored; paths go through objects, not lists. A filter that looks at something hidden is refused:
         its answer would give it away. Applied in SQL. Raises `ValidationError`.
         """
-        seen = restriction(None if tenant_ids is None else list(tenant_ids), list(hidden))
+        seen = restriction(tenant_ids, hidden)
         return AsyncQuery(self._engine, self._scope, self._table, self._seen.narrowed(seen))
 
     async def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:
@@ -357,9 +357,9 @@ class AuditQuery:
         self._seen = seen
         self._place = Place("read", scope, table)
 
-    def restricted(self, *, tenant_ids: Iterable[str] | None = None, hidden: Iterable[str] = ()) -> AuditQuery:
+    def restricted(self, *, tenant_ids: Collection[str] | None = None, hidden: Collection[str] = ()) -> AuditQuery:
         """Like `AsyncQuery.restricted`."""
-        seen = restriction(None if tenant_ids is None else list(tenant_ids), list(hidden))
+        seen = restriction(tenant_ids, hidden)
         return AuditQuery(self._engine, self._scope, self._table, self._seen.narrowed(seen))
 
     def find_many(self, **filters: Unpack[FindFilters]) -> list[AuditRecord]:

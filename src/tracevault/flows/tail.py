@@ -66,6 +66,8 @@ def step(follower: Follower, position: Position | None, limit: int) -> Flow[Step
     """Return the flow that takes at most ``limit`` rows more; ``position`` is None for the first step."""
     system, now = yield from _now()
     if position is None:
+        if follower.after == BEGINNING:
+            yield from _check_own(follower.table)
         position = _begin(follower.after, system, now)
         if follower.after is None:
             return Step([], position, at_end=True)
@@ -93,6 +95,19 @@ def _now() -> Flow[tuple[str, Snapshot]]:
     system, standby, snapshot = found.rows[0]
     now = Snapshot.parse(snapshot)
     return system, Snapshot(now.xmin, now.xmin, ()) if standby else now
+
+
+def _check_own(table: str) -> Flow[None]:
+    """Refuse a table whose rows speak of transactions that this server has not had: it was restored from a dump."""
+    found = yield Query(
+        f'SELECT EXISTS (SELECT FROM "{table}" WHERE stored_xid >= pg_snapshot_xmax(pg_current_snapshot()))'
+    )
+    if found.rows[0][0]:
+        raise ValidationError(
+            f"`after` cannot be the beginning: table `{table}` was restored from another server, whose transactions "
+            "mean nothing here. Read what is there by `iterate`, and see the documentation of `tail`",
+            field="after",
+        )
 
 
 def _begin(after: Position | str | None, system: str, now: Snapshot) -> Position:

@@ -1,0 +1,89 @@
+"""Following the log on a standby: nothing is skipped there either, and a place reached on the primary holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from tests import servers
+from tests.conftest import TEMPLATE, _database
+from tracevault import AuditRecord, Tail, Tracevault
+
+pytestmark = pytest.mark.skipif("15" not in servers.VERSIONS, reason="needs Debian's PostgreSQL 15")
+
+
+@pytest.fixture(scope="module")
+def pair(running: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    """Conninfos of one database on a primary, and on its standby."""
+    primary = running("15")
+    for dsn in _database(primary, TEMPLATE):
+        name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+        with servers.standby(primary) as copy:
+            yield dsn, make_conninfo(copy, dbname=str(name))
+
+
+def insert(connection: psycopg.Connection[Any], event: str) -> None:
+    connection.execute(
+        b"INSERT INTO audit_logs (id, event, mode, occurred_at) VALUES (gen_random_uuid(), %s, 'sync', now())", (event,)
+    )
+
+
+def follow(tail: Tail, until: str, seconds: float = 20) -> list[str]:
+    """Return the events that come until one is there; replication takes its time."""
+    seen: list[AuditRecord] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        seen += list(tail)
+        if until in {record.event for record in seen}:
+            return [record.event for record in seen]
+        time.sleep(0.1)
+    raise AssertionError(f"{until} has not come; there were {[record.event for record in seen]}")
+
+
+def reading(primary: str, copy: str) -> Tracevault:
+    """A vault that writes to the primary, and reads from the standby."""
+    return Tracevault(connection_string=primary, read_connection_string=copy, bootstrap={"ensure_schema": False})
+
+
+def test_nothing_is_skipped_on_a_standby(pair: tuple[str, str]) -> None:
+    primary, copy = pair
+    with reading(primary, copy) as audit, Tracevault(connection_string=primary) as at_primary:
+        tail = audit.query.tail(follow=False).start()
+        there = at_primary.query.tail(follow=False).start()
+        with psycopg.connect(primary) as late, psycopg.connect(primary) as never:
+            insert(never, "never")
+            insert(late, "late")
+            at_primary.emit("early")
+            time.sleep(1.0)
+            # What is under way cannot be told on a standby, so what came after it waits for it.
+            assert list(tail) == []
+            assert [record.event for record in there] == ["early"]
+            reached = there.position
+            late.commit()
+            never.rollback()
+        at_primary.emit("last")
+        assert sorted(follow(tail, "last")) == ["early", "last", "late"]
+        # From the place that was reached on the primary, nothing comes twice.
+        moved = audit.query.tail(after=reached, follow=False)
+        assert sorted(follow(moved, "last")) == ["last", "late"]
+        at_primary.emit("newest")
+        assert follow(moved, "newest") == ["newest"]
+        # And back again.
+        assert list(at_primary.query.tail(after=moved.position, follow=False)) == []
+        at_primary.emit("after all")
+        assert [r.event for r in at_primary.query.tail(after=moved.position, follow=False)] == ["after all"]
+
+
+def test_pages_and_counts_on_a_standby(pair: tuple[str, str]) -> None:
+    primary, copy = pair
+    with reading(primary, copy) as audit:
+        audit.emit_many(f"page.{n}" for n in range(30))
+        follow(audit.query.tail(after="beginning", follow=False, event="page.29"), "page.29")
+        assert len(list(audit.query.iterate(event_prefix="page.", page_size=7, order="asc"))) == 30
+        assert sum(b.count for b in audit.query.histogram("day", since="2020-01-01", until="2020-01-02").buckets) == 0
+        assert audit.query.facets("event", since="2020-01-01", event_prefix="page.", top=1).others == 29
