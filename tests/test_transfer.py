@@ -227,6 +227,25 @@ def test_an_interrupted_export_goes_on(face: OpenVault, ready_dsn: str, tmp_path
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_notes_of_an_earlier_export_say_nothing_of_the_next(ready_dsn: str, tmp_path: Path) -> None:
+    def stop(_rows: int) -> None:
+        raise Stop
+
+    with Tracevault(connection_string=ready_dsn) as vault:
+        vault.emit_many(f"e{n}" for n in range(1200))
+        with pytest.raises(Stop):
+            vault.query.export(tmp_path / "f", progress=stop)
+        code = (
+            "import os; from tracevault import Tracevault\n"
+            f"audit = Tracevault(connection_string={ready_dsn!r})\n"
+            f"audit.query.export({str(tmp_path / 'f')!r}, progress=lambda _rows: os.kill(os.getpid(), 9))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == -9
+        assert not (tmp_path / "f.part.json").exists()
+        assert vault.query.export(tmp_path / "f", resume=True).rows == 1200
+        assert len((tmp_path / "f").read_bytes().splitlines()) == 1200
+
+
 def test_two_exports_into_one_file(ready_dsn: str, tmp_path: Path) -> None:
     with Tracevault(connection_string=ready_dsn) as vault:
         for n in range(3):

@@ -215,13 +215,14 @@ async def test_wrong_requests_are_told_why(ready_dsn: str) -> None:
         assert (await client.post("/s/default")).status_code == 405
 
 
-async def test_a_database_that_is_away_is_no_stack_trace(ready_dsn: str) -> None:
+async def test_a_database_that_is_away_is_no_stack_trace(ready_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     async with shown(ready_dsn) as (_, client):
         rows(ready_dsn, "ALTER TABLE audit_logs RENAME TO elsewhere")
         answer = await client.get("/s/default")
         assert answer.status_code == 503
         assert "could not answer" in answer.text
         assert "audit_logs" not in answer.text
+        assert "could not be made" in caplog.text
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 

@@ -120,7 +120,9 @@ class ExportFile(ExportBytes):
 
     def _begin_or_resume(self, resume: bool) -> None:
         notes = self._read_notes() if resume else None
-        if notes is not None:
+        if notes is None:  # those of an earlier export say nothing of this one
+            self._notes.unlink(missing_ok=True)
+        else:
             self._rows, size, self.cursor = notes["rows"], notes["bytes"], notes["cursor"]
             self._ids = notes["first_id"], notes["last_id"]
             while self._bytes < size:

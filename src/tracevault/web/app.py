@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -18,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tracevault import AsyncTracevault, ConfigError, DriverError, TracevaultError
 from tracevault.web.access import Authorize, Guard
 from tracevault.web.pages import Pages
+
+_log = logging.getLogger("tracevault")
 
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -85,6 +88,8 @@ def viewer(
 
     async def failed(request: Request, error: Exception) -> Response:
         status, why = _told(error)
+        if status >= 500:
+            _log.error("a page of the viewer could not be made", exc_info=error)
         return await pages.error(request, status, why)
 
     handlers: dict[Any, Any] = dict.fromkeys((HTTPException, TracevaultError, Exception), failed)
