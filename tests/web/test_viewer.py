@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -9,9 +10,11 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from tests.conftest import rows
@@ -25,6 +28,7 @@ from starlette.requests import Request  # noqa: E402
 from starlette.routing import Mount  # noqa: E402
 
 from tests.rows import fill  # noqa: E402
+from tests.sealed import Sealed  # noqa: E402
 from tracevault.web import Access, viewer  # noqa: E402
 from tracevault.web.access import EXPORTED, VIEWED  # noqa: E402
 
@@ -284,6 +288,30 @@ async def test_exports_are_what_the_screen_shows(ready_dsn: str) -> None:
         assert len(list(csv.reader(io.StringIO(answer.text)))) == 401
 
 
+async def test_an_event_says_whether_it_is_sealed(ready_dsn: str, tmp_path: Path) -> None:
+    async with shown(ready_dsn, audit_reads=False) as (audit, client):
+        id_ = (await audit.emit("payment.captured", data={"amount": 1})).id
+        page = f"/s/default/events/{id_}"
+        assert "Integrity" not in (await client.get(page)).text
+        sealed = Sealed(ready_dsn, tmp_path)
+        try:
+            await asyncio.to_thread(sealed.seal)
+            late = (await audit.emit("payment.captured")).id
+            badge = (await client.get(page)).text
+            assert '<span class="badge good"' in badge
+            assert "leaf 0 of 1 under a signed checkpoint" in badge
+            assert "not sealed yet" in (await client.get(f"/s/default/events/{late}")).text
+            with psycopg.connect(ready_dsn, autocommit=True) as superuser:
+                superuser.execute("SET session_replication_role = replica")
+                superuser.execute("""UPDATE audit_logs SET data = '{"amount": 2}' WHERE event = 'payment.captured'""")
+            changed = (await client.get(page)).text
+            assert "badge good" not in changed
+            assert '<span class="badge bad"' in changed
+            assert "was tampered with" in changed
+        finally:
+            sealed.close()
+
+
 async def test_themes_and_static_files(ready_dsn: str) -> None:
     async with shown(ready_dsn) as (_, client):
         answer = await client.post("/theme?back=/audit/s/default?q=x", content="to=dark")
@@ -309,8 +337,6 @@ async def test_suggestions(ready_dsn: str) -> None:
 
 
 async def test_a_large_log_is_quick_and_small(ready_dsn: str) -> None:
-    import psycopg
-
     with psycopg.connect(ready_dsn, autocommit=True) as connection:
         fill(connection, 60_000)
     async with shown(ready_dsn, audit_reads=False) as (_, client):

@@ -235,15 +235,19 @@ class Pages:
             proof=await self._proof(seen, record),
         )
 
-    async def _proof(self, seen: _Seen, record: AuditRecord) -> tuple[bool, str] | None:
-        """Return whether an event is proven, and what there is to say of that; None where the log is not sealed."""
+    async def _proof(self, seen: _Seen, record: AuditRecord) -> tuple[str, str, str] | None:
+        """Return how an event stands in the sealed log, in a word and in full; None where that is not sealed."""
         try:
             proof = await seen.scope.prove(record.id)
         except SealError as error:
-            return None if "was never sealed" in str(error) else (False, str(error))
+            why = str(error)
+            if "was never sealed" in why:
+                return None
+            waiting = "not sealed yet" in why or "is signed yet" in why
+            return ("warn", "not sealed yet", why) if waiting else ("bad", "does not verify", why)
         except TracevaultError:
             return None
-        return True, f"leaf {proof.index:,} of {proof.checkpoint.size:,} under a signed checkpoint"
+        return "good", "sealed", f"leaf {proof.index:,} of {proof.checkpoint.size:,} under a signed checkpoint"
 
     async def raw(self, request: Request) -> Response:
         """Return one event as JSON."""
