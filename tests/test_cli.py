@@ -932,14 +932,16 @@ def test_demo_tells_its_story_twice_and_its_commands_work(tmp_path: Path, reques
     assert "11 events of this run, 11 of earlier ones.\n" in second.out
     assert max(map(len, second.out.splitlines()[:25])) <= 80
 
-    commands = second.out.partition("Try next\n")[2].partition("\n\n")[0].splitlines()
+    serve, *commands = second.out.partition("Try next\n")[2].partition("\n\n")[0].splitlines()
+    assert " serve --dsn embedded: --table audit_logs" in serve  # which does not end by itself
     results = [shell(line, tmp_path) for line in commands]
-    assert [done.code for done in results] == [0] * 5, results
+    assert [done.code for done in results] == [0] * 6, results
     assert [json.loads(line)["event"] for line in results[0].out.splitlines()] == ["payment.declined"] * 2
     assert {json.loads(line)["event"] for line in results[1].out.splitlines()} == {"user.login"}
     assert json.loads(results[2].out)["data"]["diff"] == {"price": {"before": 120, "after": 150}}
-    assert "audit_logs: up to date" in results[3].out
-    assert json.loads(results[4].out)["verdict"] == "OK"
+    assert '"before": 120, "after": 150' in results[3].out
+    assert "audit_logs: up to date" in results[4].out
+    assert json.loads(results[5].out)["verdict"] == "OK"
 
 
 def test_demo_prints_itself_as_it_was_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,11 @@ def _print_next(out: Console, told: story.Told, sealed: story.Tampering | None, 
         f"find {database} --errors-only",
         f"find {database} --table audit_user_events --actor-id ana",
         f"get {database} {told.last('product.price.updated').id}",
+        f"history {database} {_of(told.last('product.price.updated'))}",
         f"doctor {database}",
     ]
+    if find_spec("uvicorn") is not None and find_spec("jinja2") is not None:
+        commands.insert(0, f"serve {database} --table audit_logs --table audit_user_events")
     if sealed is not None:
         commands.append(f"verify {database} --key {sealed.vkey} --anchor {_short(sealed.anchor)}")
     for command in commands:
@@ -153,6 +156,10 @@ def _print_next(out: Console, told: story.Told, sealed: story.Tampering | None, 
         style="dim",
         soft_wrap=True,
     )
+
+
+def _of(record: AuditRecord) -> str:
+    return f"{record.target_type} {record.target_id}"
 
 
 def _program() -> str:

@@ -203,7 +203,10 @@ def chips(filters: Mapping[str, Any]) -> list[Chip]:
         seen.update(group)
         # A word is searched for in a window, without which it stands alone for the moment of making the chip.
         part = {key: filters[key] for key in group}
-        text = f"“{value}”" if name == "text" else format_query(part)
+        if isinstance(value, datetime):
+            text = f"{name}:{value:%Y-%m-%d %H:%M}"
+        else:
+            text = f"“{value}”" if name == "text" else format_query(part)
         rest = _without(filters, *group)
         if name == "since" and "text" in rest:
             rest = _without(rest, "text")
