@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator
@@ -230,6 +231,29 @@ async def test_a_database_that_is_away_is_no_stack_trace(ready_dsn: str, caplog:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
+async def test_a_question_does_not_keep_a_connection_for_long(ready_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracevault.web.pages._READING_SECONDS", 0.3)
+    async with shown(ready_dsn, audit_reads=False) as (_, client):
+        async with await psycopg.AsyncConnection.connect(ready_dsn) as other:
+            await other.execute("LOCK TABLE audit_logs IN ACCESS EXCLUSIVE MODE")
+            for path in ("/s/default", "/s/default/trace?id=x", "/s/default/target?type=a&id=b"):
+                answer = await client.get(path)
+                assert answer.status_code == 503
+                assert "Narrow the time range" in answer.text
+        assert (await client.get("/s/default")).status_code == 200
+
+
+async def test_a_long_history_is_cut(ready_dsn: str) -> None:
+    async with shown(ready_dsn, audit_reads=False) as (audit, client):
+        versions = [{f"k{n}": [version] * 300 for n in range(20)} for version in range(12)]
+        for before, after in itertools.pairwise(versions):
+            await audit.emit_diff("changed", before=before, after=after, target={"id": "1", "type": "t"})
+        answer = await client.get("/s/default/target?type=t&id=1")
+        assert answer.status_code == 200
+        assert "its own page" in answer.text or "event's own page" in answer.text
+        assert len(answer.text) < 2_000_000
+
+
 async def test_pages_walk_through_the_log(ready_dsn: str) -> None:
     async with shown(ready_dsn, audit_reads=False) as (audit, client):
         start = datetime(2026, 1, 1, tzinfo=UTC)
@@ -314,11 +338,11 @@ async def test_an_event_says_whether_it_is_sealed(ready_dsn: str, tmp_path: Path
 
 async def test_themes_and_static_files(ready_dsn: str) -> None:
     async with shown(ready_dsn) as (_, client):
-        answer = await client.post("/theme?back=/audit/s/default?q=x", content="to=dark")
+        answer = await client.post("/theme?to=dark&back=/audit/s/default?q=x")
         assert (answer.status_code, answer.headers["location"]) == (303, "/audit/s/default?q=x")
         assert 'data-theme="dark"' in (await client.get("/s/default")).text
         for back in ("https://evil.example/", "//evil.example", "/\\evil.example", "/other", "\r\nX: y"):
-            answer = await client.post("/theme", params={"back": back}, content="to=pink")
+            answer = await client.post("/theme", params={"back": back, "to": "pink"})
             assert answer.headers["location"] in ("/audit", "/audit/")
             assert "set-cookie" not in answer.headers
         html = (await client.get("/s/default")).text

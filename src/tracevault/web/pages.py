@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,10 +32,15 @@ from tracevault.schema.query_text import complete_query
 from tracevault.web import show
 from tracevault.web.access import EXPORTED, VIEWED, Access, Guard
 
+T = TypeVar("T")
+
 PAGE = 50
 # A histogram is drawn of so many events at most, and must not make a page wait.
 _DRAWN = 20_000
 _DRAWING_SECONDS = 0.05
+_READING_SECONDS = 10
+_CHANGES = 100
+_TRACED = 200
 _DEFAULT_WINDOW = timedelta(days=30)
 SPANS = ("1h", "24h", "7d", "30d")
 THEMES = ("light", "dark")
@@ -102,8 +107,7 @@ class Pages:
 
     async def theme(self, request: Request) -> Response:
         """Remember light or dark."""
-        form = (await request.body()).decode("ascii", "replace")
-        chosen = form.removeprefix("to=")
+        chosen = request.query_params.get("to")  # no body is read: nobody has said yet who sends it
         answer = RedirectResponse(_back(request), status_code=303)
         if chosen in THEMES:
             path = root_of(request) or "/"
@@ -118,7 +122,7 @@ class Pages:
         text = request.query_params.get("q", "")
         try:
             filters = parse_query(text)
-            page = await seen.query.find_page(limit=PAGE, **_cursor(request), **filters)
+            page = await _in_time(seen.query.find_page(limit=PAGE, **_cursor(request), **filters))
         except ValidationError as error:
             return self._page(request, "events.html", 400, seen=seen, text=text, problem=error, **_nothing())
         await self._guard.note(seen.access, seen.scope, VIEWED, {"query": text})
@@ -275,7 +279,7 @@ class Pages:
         type_, id_ = _identity(request)
         try:
             at = request.query_params.get("at") or None
-            history = await seen.query.history(type_, id_, at=at, limit=200)
+            history = await _in_time(seen.query.history(type_, id_, at=at, limit=_CHANGES))
         except ValidationError as error:
             raise HTTPException(400, str(error)) from None
         query = show.also({}, target_type=type_, target_id=id_)
@@ -288,7 +292,7 @@ class Pages:
             id=id_,
             at=at,
             history=history,
-            changes=[(change.record, show.side_by_side(change.fields)) for change in reversed(history.changes)],
+            changes=show.changes(history),
             query=query,
         )
 
@@ -297,7 +301,7 @@ class Pages:
         type_, id_ = _identity(request)
         filters: dict[str, Any] = {f"{role}_type": type_, f"{role}_id": id_}
         try:
-            page = await seen.query.find_page(limit=PAGE, **_cursor(request), **filters)
+            page = await _in_time(seen.query.find_page(limit=PAGE, **_cursor(request), **filters))
             query = show.also({}, **filters)
             since = datetime.now(UTC) - _DEFAULT_WINDOW
             facets = await self._facets(seen.query, {**filters, "since": since})
@@ -330,7 +334,7 @@ class Pages:
         seen = await self._seen(request)
         id_ = request.query_params.get("id", "")
         try:
-            rows = await seen.query.trace(id_, limit=500)
+            rows = await _in_time(seen.query.trace(id_, limit=_TRACED))
             query = show.also({}, correlation_id=id_)
         except ValidationError as error:
             raise HTTPException(400, str(error)) from None
@@ -359,6 +363,16 @@ class Pages:
     async def error(self, request: Request, status: int, why: str) -> Response:
         """Show what went wrong."""
         return self._page(request, "error.html", status, status=status, why=why)
+
+
+async def _in_time(reading: Awaitable[T]) -> T:
+    """Return what is read; a reader's question must not keep the application's connections for long."""
+    try:
+        async with asyncio.timeout(_READING_SECONDS):
+            return await reading
+    except TimeoutError:
+        why = f"The database took longer than {_READING_SECONDS} seconds. Narrow the time range, or add a filter."
+        raise HTTPException(503, why) from None
 
 
 def _cursor(request: Request) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from tracevault import AuditRecord, FieldChange, Histogram, format_query
+from tracevault import AuditRecord, FieldChange, Histogram, History, format_query
 from tracevault.event.json_text import json_text
 from tracevault.event.payload import iso_utc
 
@@ -20,6 +20,7 @@ MAX_TEXT = 5000
 FOLDED = 200
 OPEN_DEPTH = 2
 MAX_LINES = 400
+MAX_HISTORY_LINES = 1500
 # Filters that a click on a value makes.
 VALUES = ("event", "tenant_id", "environment", "outcome", "severity", "error_code", "request_id", "mode", "trace_id")
 _WIDTHS = [
@@ -139,6 +140,17 @@ class DiffField(NamedTuple):
 def side_by_side(changes: Sequence[FieldChange]) -> list[DiffField]:
     """Return changes as aligned lines."""
     return [DiffField(shortened(change.name, 120), change.kind, _lines(change)) for change in changes]
+
+
+def changes(history: History) -> list[tuple[AuditRecord, list[DiffField] | None]]:
+    """Return a history, newest first, with what changed side by side; None where a page could not hold it."""
+    shown: list[tuple[AuditRecord, list[DiffField] | None]] = []
+    lines = 0
+    for change in reversed(history.changes):
+        fields = side_by_side(change.fields) if lines < MAX_HISTORY_LINES else None
+        lines += sum(1 + len(field.lines) for field in fields or ())
+        shown.append((change.record, fields if fields is None or lines < 2 * MAX_HISTORY_LINES else None))
+    return shown
 
 
 def _lines(change: FieldChange) -> list[DiffLine]:
