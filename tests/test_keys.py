@@ -28,7 +28,7 @@ def key_file(folder: Path, *signers: Signer, mode: int = 0o600) -> Path:
 
 
 def secrets_of(path: Path) -> list[str]:
-    return [line.rpartition("+")[2] for line in path.read_text().splitlines()]
+    return [line.split("+", 4)[4] for line in path.read_text().splitlines()]
 
 
 def test_keygen_makes_a_file_and_prints_what_verifies(cli: Cli, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_link_to_a_key_file_is_followed(tmp_path: Path) -> None:
 
 def test_no_message_and_no_repr_tells_a_secret(tmp_path: Path) -> None:
     signer = Signer.generate(NAME)
-    secret = signer.encode().rpartition("+")[2]
+    secret = signer.encode().split("+", 4)[4]  # base64 has the sign as well
     for line in (signer.encode()[:-1], signer.encode() + "=", secret, "x" + signer.encode(), signer.encode() + "+x"):
         path = tmp_path / "seal.key"
         path.write_text(f"# mine\n\n{line}\n")

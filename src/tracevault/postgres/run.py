@@ -40,7 +40,7 @@ class _Timestamp(Loader):
 
 
 # Rows that are yielded at once, and that libpq is asked for at once, which it can from version 17 on.
-_BATCH = 500
+_BATCH = 100
 _CHUNK = 100 if psycopg.capabilities.has_stream_chunked() else 1
 
 _ADAPTERS = AdaptersMap(adapters)
