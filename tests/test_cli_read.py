@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -53,6 +54,13 @@ def test_find_walks_by_cursor(cli: Cli, ready_dsn: str) -> None:
         more = done.err.removeprefix("more: ").split()
     assert seen == [f"e{n}" for n in range(7, 0, -1)]
     assert cli("find", "--dsn", ready_dsn, *more).code == 2
+    # What is asked back from now is asked from a moment on, on the next page.
+    emit(ready_dsn, *({"event": f"now {n}"} for n in range(5)))
+    done = cli("find", "--dsn", ready_dsn, "--limit", "3", "--where", 'since:1d event:"now "*')
+    assert done.err.startswith("more: --where ")
+    rest = cli("find", "--dsn", ready_dsn, "--limit", "3", *shlex.split(done.err.removeprefix("more: ")))
+    assert [record["event"] for record in found(rest)] == ["now 1", "now 0"]
+    assert rest.err == ""
     assert cli("find", "--dsn", ready_dsn, "--offset", "1", *more).code == 2
 
 

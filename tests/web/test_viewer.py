@@ -266,6 +266,13 @@ async def test_pages_walk_through_the_log(ready_dsn: str) -> None:
             older = re.search(r'rel="next" href="([^"]*)"', html)
             path = older[1].removeprefix("/audit").replace("&amp;", "&") if older else ""
         assert seen == [f"e{n}" for n in range(119, -1, -1)]
+        await audit.emit_many(f"now.{n}" for n in range(60))
+        first = (await client.get("/s/default?q=since:1d")).text
+        older = re.search(r'rel="next" href="([^"]*)"', first)
+        assert older
+        rest = await client.get(older[1].removeprefix("/audit").replace("&amp;", "&"))
+        assert rest.status_code == 200
+        assert len(re.findall("Only these events", rest.text)) == 10
         assert "No event matches" in (await client.get("/s/default?q=event:none")).text
         assert "The log is empty" in (await client.get("/s/users")).text
         html = (await client.get("/s/default?q=since:2026-01-01+until:2026-01-01T00:02:00Z")).text

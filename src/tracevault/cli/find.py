@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tracevault import format_query, parse_query
 from tracevault.cli.connect import read_dsn, vault
 from tracevault.cli.options import (
     dsn_option,
@@ -42,7 +44,7 @@ def find(dsn: str | None, table: str, key_store: Path | None, output: Output, **
             more = f"perhaps more: --offset {asked['offset'] + len(records)}" if full else None
         else:
             records, cursor = audit.query.find_page(**asked)
-            more = None if cursor is None else f"more: --cursor {cursor}"
+            more = None if cursor is None else f"more: {_where(filters, asked)}--cursor {cursor}"
     if output == "json":
         write_lines(map(json_line, records))
     else:
@@ -53,3 +55,11 @@ def find(dsn: str | None, table: str, key_store: Path | None, output: Output, **
             click.echo("no events", err=True)
     if more is not None:
         click.echo(more, err=True)
+
+
+def _where(given: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Return the option for the next page in place of ``--where``: a span back from now would be another one then."""
+    if given.get("where") is None:
+        return ""
+    inside = parse_query(given["where"])
+    return f"--where {shlex.quote(format_query({name: asked[name] for name in inside}))} "

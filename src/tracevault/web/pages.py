@@ -23,6 +23,7 @@ from tracevault import (
     SealError,
     TracevaultError,
     ValidationError,
+    format_query,
     parse_query,
 )
 from tracevault.event.history import field_changes
@@ -134,7 +135,8 @@ class Pages:
             problem=None,
             filters=filters,
             rows=page.rows,
-            older=page.next_cursor and seen.link(q=text, cursor=page.next_cursor),
+            # A span back from now is another one with each request, and a cursor belongs to its filters.
+            older=page.next_cursor and seen.link(q=format_query(filters), cursor=page.next_cursor),
             first=not request.query_params.get("cursor"),
             chips=show.chips(filters),
             drawing=await self._drawing(seen.query, filters),
