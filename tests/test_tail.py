@@ -73,6 +73,25 @@ def test_it_begins_now_or_at_the_beginning_or_where_one_ended(face: OpenVault, r
     assert names(query.tail(after=begun, follow=False, event_prefix="new", data={"x": 1})) == []
 
 
+def test_a_place_that_is_kept_before_the_first_event(face: OpenVault, ready_dsn: str) -> None:
+    """What was only looked at was not had: whoever keeps the place of a tail that has begun loses nothing."""
+    vault = open_vault(face, ready_dsn)
+    query = vault.query
+    begun = now_on(query).position
+    vault.emit_many(f"e.{n}" for n in range(700))
+    for after in ("beginning", begun):
+        tail = query.tail(after=after, follow=False)
+        tail.start()
+        assert len(list(query.tail(after=tail.position, follow=False))) == 700
+        next(tail)
+        assert len(list(query.tail(after=tail.position, follow=False))) == 699
+        for _ in range(499):
+            next(tail)
+        assert len(list(query.tail(after=tail.position, follow=False))) == 200
+        next(tail)
+        assert len(list(query.tail(after=tail.position, follow=False))) == 199
+
+
 def test_a_transaction_that_commits_late_is_not_skipped(face: OpenVault, ready_dsn: str) -> None:
     """A cursor over ids or times skips it: shown here, with a transaction that is held open."""
     vault = open_vault(face, ready_dsn)

@@ -330,7 +330,6 @@ class AsyncTail:
         """Look at the log once, so that `position` is known, and what is stored from now on will come."""
         if self._after_all is None:
             await self._look()
-            self._reached = self._after_all
         return self
 
     async def aclose(self) -> None:
@@ -341,6 +340,7 @@ class AsyncTail:
         query = self._query
         found = await query._read(lambda: step(self._follower, self._after_all, _STEP))
         await query._engine.decrypt([record for record, _ in found.rows])
+        self._reached = found.begun if found.rows else found.position
         self._ahead, self._after_all, self._at_end = iter(found.rows), found.position, found.at_end
 
 
@@ -587,11 +587,11 @@ class Tail:
         """Like `AsyncTail.start`."""
         if self._after_all is None:
             self._look()
-            self._reached = self._after_all
         return self
 
     def _look(self) -> None:
         query = self._query
         found = query._read(lambda: step(self._follower, self._after_all, _STEP))
         query._engine.decrypt([record for record, _ in found.rows])
+        self._reached = found.begun if found.rows else found.position
         self._ahead, self._after_all, self._at_end = iter(found.rows), found.position, found.at_end

@@ -38,9 +38,13 @@ class Follower(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The next rows, each with the position after it; and the position after all, also of those that do not match."""
+    """The next rows, each with the position after it.
+
+    ``begun`` is the position before them, and ``position`` that after all, also of those that do not match.
+    """
 
     rows: list[tuple[AuditRecord, Position]]
+    begun: Position
     position: Position
     at_end: bool
     """Whether every row that could be had was had."""
@@ -70,24 +74,26 @@ def step(follower: Follower, position: Position | None, limit: int) -> Flow[Step
             yield from _check_own(follower.table)
         position = _begin(follower.after, system, now)
         if follower.after is None:
-            return Step([], position, at_end=True)
+            return Step([], position, position, at_end=True)
     if position.system != system:
         raise ValidationError(
             "`after` was reached on another server, whose transactions are not this one's: the database was restored "
             'or copied. Follow it anew, after="beginning" or by time',
             field="after",
         )
+    begun = position
     if position.done == BEFORE_ALL:
         taken = yield from _take(follower, position, limit)
         full = len(taken) >= limit
-        return Step(taken, taken[-1][1] if full else Position(system, BEFORE_TRANSACTIONS), at_end=False)
+        return Step(taken, begun, taken[-1][1] if full else Position(system, BEFORE_TRANSACTIONS), at_end=False)
     if position.target is None:
         position = Position(system, position.done, target=now)
     assert position.target is not None
     taken = yield from _take(follower, position, limit)
     if len(taken) >= limit:
-        return Step(taken, taken[-1][1], at_end=False)
-    return Step(taken, Position(system, position.done.union(position.target)), at_end=position.target == now)
+        return Step(taken, begun, taken[-1][1], at_end=False)
+    after_all = Position(system, position.done.union(position.target))
+    return Step(taken, begun, after_all, at_end=position.target == now)
 
 
 def _now() -> Flow[tuple[str, Snapshot]]:
