@@ -26,6 +26,13 @@ DEEP = 500_000
 STEP = 500
 EXPORTED = 200_000
 VIEWER_SECONDS = 0.05
+_QUERIES = [
+    b"",
+    b"q=since:2026-01-05%20until:2026-01-12",
+    b"q=actor:user/user_77",
+    b"q=outcome:failure%20since:2026-01-05%20until:2026-01-12",
+    b"q=event:auth.*",
+]
 _COLUMNS = ", ".join(RECORD_COLUMNS)
 _TRACE = hashlib.md5(b"trace77", usedforsecurity=False).hexdigest()
 
@@ -170,7 +177,7 @@ async def _viewer(bench: Bench) -> Row:
     times, size = [], 0
     async with start_tracevault(**bench.options()) as audit:
         app = viewer(audit, authorize=lambda _request: Access(), audit_reads=False)
-        for query in [b"", b"q=since:2026-01-05%20until:2026-01-12"] * bench.pairs:
+        for query in _QUERIES * bench.pairs:
             began = time.perf_counter()
             size = max(size, await _get(app, query))
             times.append((time.perf_counter() - began) / VIEWER_SECONDS)

@@ -43,7 +43,9 @@ async def shown(dsn: str, access: Any = ALL, *, prefix: str = "/audit", **more: 
     """Yield a vault, and a client of the viewer of it; ``access`` may be a function of the request."""
     authorize = access if callable(access) else lambda _request: access
     scopes = {"default": "audit_logs", "users": "audit_user_events"}
-    async with start_tracevault(connection_string=dsn, scopes=scopes, bootstrap={"ensure_schema": False}) as audit:
+    async with start_tracevault(
+        connection_string=dsn, scopes=scopes, bootstrap={"ensure_schema": False}, max_event_bytes=4_000_000
+    ) as audit:
         app = Starlette(routes=[Mount(prefix, viewer(audit, authorize=authorize, **more))]) if prefix else viewer(
             audit, authorize=authorize, **more)  # fmt: skip
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -160,7 +162,7 @@ async def test_hostile_events_are_text(ready_dsn: str) -> None:
             EVIL: EVIL,
             "deep": [[[[{"x": EVIL}]]]],
             "keys": {f"k{n}": n for n in range(500)},
-            "long": "x" * 80_000,
+            "long": "x" * 1_000_000,
         }
         id_ = (
             await audit.emit_diff(EVIL, before={EVIL: EVIL}, after=data, actor={"id": EVIL, "type": EVIL},
@@ -185,7 +187,7 @@ async def test_hostile_events_are_text(ready_dsn: str) -> None:
             seen += [link for link in inside if link not in seen and len(seen) < 60]
         raw = await client.get(f"/s/default/events/{id_}/raw")
         assert raw.headers["content-type"] == "application/json"
-        assert raw.json()["data"]["after"]["long"] == "x" * 80_000
+        assert raw.json()["data"]["after"]["long"] == "x" * 1_000_000
 
 
 async def test_wrong_requests_are_told_why(ready_dsn: str) -> None:
@@ -241,6 +243,24 @@ async def test_a_question_does_not_keep_a_connection_for_long(ready_dsn: str, mo
                 assert answer.status_code == 503
                 assert "Narrow the time range" in answer.text
         assert (await client.get("/s/default")).status_code == 200
+
+
+async def test_pages_say_what_they_show(ready_dsn: str) -> None:
+    async with shown(ready_dsn, audit_reads=False) as (audit, client):
+        await audit.emit_many({"event": "a", "correlation_id": "op"} for _ in range(201))
+        assert "there are more" in (await client.get("/s/default/trace?id=op")).text
+        target = {"id": "1", "type": "t"}
+        for day in (1, 2, 3):
+            await audit.emit_diff("b", before={}, after={"n": day}, target=target, occurred_at=f"2026-01-0{day}")
+        then = (await client.get("/s/default/target?type=t&id=1&at=2026-01-02")).text
+        (export,) = [link for link in links(then) if "format=jsonl" in link]
+        lines = (await client.get(export.removeprefix("/audit"))).text.splitlines()
+        assert [json.loads(line)["data"]["after"]["n"] for line in lines] == [2, 1]
+        long = "event:" + ",".join(f"event_number_{n:03}" for n in range(90)) + ",a since:2026-01-01"
+        answer = await client.get("/s/default", params={"q": long})
+        assert answer.status_code == 200
+        assert answer.text.count("data-row") == 50
+        assert len(answer.content) < 100_000
 
 
 async def test_a_long_history_is_cut(ready_dsn: str) -> None:

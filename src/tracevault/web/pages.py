@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -40,6 +41,8 @@ PAGE = 50
 _DRAWN = 20_000
 _DRAWING_SECONDS = 0.05
 _READING_SECONDS = 10
+# Characters of a query up to which links repeat it.
+_REPEATED = 300
 _CHANGES = 100
 _TRACED = 200
 _DEFAULT_WINDOW = timedelta(days=30)
@@ -94,7 +97,7 @@ class Pages:
         environment.filters.update(
             visible=show.visible, shortened=show.shortened, iso=show.iso, clock=show.clock, ago=show.ago, tree=show.tree
         )
-        environment.globals.update(also=show.also, identity=show.identity_query, within=show.within)
+        environment.globals.update(also=show.also, identity=show.identity_query)
         environment.globals.update(title=title, static=dict(static), spans=SPANS, page_size=PAGE)
         self._templates = {name: environment.get_template(name) for name in environment.list_templates(["html"])}
 
@@ -133,16 +136,20 @@ class Pages:
             seen=seen,
             text=text,
             problem=None,
-            filters=filters,
+            # A long query is not repeated in every link: a click then begins a new one.
+            filters=filters if len(text) <= _REPEATED else {},
             rows=page.rows,
             # A span back from now is another one with each request, and a cursor belongs to its filters.
             older=page.next_cursor and seen.link(q=format_query(filters), cursor=page.next_cursor),
             first=not request.query_params.get("cursor"),
             chips=show.chips(filters),
-            drawing=await self._drawing(seen.query, filters),
+            drawing=await self._drawing(seen.query, filters, linked=len(text) <= _REPEATED),
+            within=partial(show.within, filters),
         )
 
-    async def _drawing(self, query: AsyncQuery, filters: Mapping[str, Any]) -> show.Drawing | None:
+    async def _drawing(
+        self, query: AsyncQuery, filters: Mapping[str, Any], *, linked: bool = True
+    ) -> show.Drawing | None:
         """Return the histogram of a query's window, or None where that would take too long."""
         until = moment(filters["until"], "until") if "until" in filters else datetime.now(UTC)
         since = moment(filters["since"], "since") if "since" in filters else until - _DEFAULT_WINDOW
@@ -153,10 +160,10 @@ class Pages:
             found = await query.histogram(
                 show.bar_width(since, until), at_most=_DRAWN, timeout=_DRAWING_SECONDS, **window
             )
-            estimates = {} if found.is_complete else await self._estimates(query, window, found)
-        except DriverError:
+            estimates = {} if found.is_complete else await _in_time(self._estimates(query, window, found))
+        except (DriverError, HTTPException):
             return None
-        return show.drawing(found, filters, estimates)
+        return show.drawing(found, filters, estimates, linked=linked)
 
     async def _estimates(self, query: AsyncQuery, window: Mapping[str, Any], found: Histogram) -> dict[datetime, int]:
         """Return what the planner believes of the buckets that were not counted."""
@@ -183,7 +190,6 @@ class Pages:
             raise HTTPException(400, str(error)) from None
         if self._streams >= _STREAMS:
             raise HTTPException(503, "Too many pages wait for new events.")
-        await tail.start()
         return StreamingResponse(
             self._counts(request, tail), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
         )
@@ -192,6 +198,7 @@ class Pages:
         self._streams += 1
         count, ends = 0, asyncio.get_running_loop().time() + _STREAM_SECONDS
         try:
+            await _in_time(tail.start())
             yield "retry: 5000\n\n"
             while asyncio.get_running_loop().time() < ends and not await request.is_disconnected():
                 before = count
@@ -199,7 +206,7 @@ class Pages:
                     count += record.event != VIEWED
                 yield f"data: {count}\n\n" if count != before else ": nothing new\n\n"
                 await asyncio.sleep(_STREAM_LOOK)
-        except TracevaultError:
+        except (TracevaultError, HTTPException):
             return  # the browser asks again
         finally:
             self._streams -= 1
@@ -244,15 +251,15 @@ class Pages:
     async def _proof(self, seen: _Seen, record: AuditRecord) -> tuple[str, str, str] | None:
         """Return how an event stands in the sealed log, in a word and in full; None where that is not sealed."""
         try:
-            proof = await seen.scope.prove(record.id)
+            proof = await _in_time(seen.scope.prove(record.id))
         except SealError as error:
             why = str(error)
             if "was never sealed" in why:
                 return None
             waiting = "not sealed yet" in why or "is signed yet" in why
             return ("warn", "not sealed yet", why) if waiting else ("bad", "does not verify", why)
-        except TracevaultError:
-            return None
+        except DriverError as error:
+            return "warn", "not checked", str(error)
         return "good", "sealed", f"leaf {proof.index:,} of {proof.checkpoint.size:,} under a signed checkpoint"
 
     async def raw(self, request: Request) -> Response:
@@ -264,7 +271,7 @@ class Pages:
 
     async def _record(self, seen: _Seen) -> AuditRecord:
         try:
-            record = await seen.query.find_by_id(seen.request.path_params["id"])
+            record = await _in_time(seen.query.find_by_id(seen.request.path_params["id"]))
         except ValidationError:
             record = None
         if record is None:
@@ -284,7 +291,7 @@ class Pages:
             history = await _in_time(seen.query.history(type_, id_, at=at, limit=_CHANGES))
         except ValidationError as error:
             raise HTTPException(400, str(error)) from None
-        query = show.also({}, target_type=type_, target_id=id_)
+        query = show.also({}, target_type=type_, target_id=id_, until=at)
         await self._guard.note(seen.access, seen.scope, VIEWED, {"query": query})
         return self._page(
             request,
@@ -336,12 +343,21 @@ class Pages:
         seen = await self._seen(request)
         id_ = request.query_params.get("id", "")
         try:
-            rows = await _in_time(seen.query.trace(id_, limit=_TRACED))
+            rows = await _in_time(seen.query.trace(id_, limit=_TRACED + 1))
             query = show.also({}, correlation_id=id_)
         except ValidationError as error:
             raise HTTPException(400, str(error)) from None
         await self._guard.note(seen.access, seen.scope, VIEWED, {"query": query})
-        return self._page(request, "trace.html", seen=seen, id=id_, rows=rows, query=query, filters={})
+        return self._page(
+            request,
+            "trace.html",
+            seen=seen,
+            id=id_,
+            rows=rows[:_TRACED],
+            cut=len(rows) > _TRACED,
+            query=query,
+            filters={},
+        )
 
     # --------------------------------------------------------------------------------------- shared
 
@@ -388,7 +404,7 @@ def _identity(request: Request) -> tuple[str, str]:
 
 def _nothing() -> dict[str, Any]:
     """Return what a list shows where its query is wrong."""
-    return {"filters": {}, "rows": [], "older": None, "first": True, "chips": [], "drawing": None}
+    return {"filters": {}, "rows": [], "older": None, "first": True, "chips": [], "drawing": None, "within": None}
 
 
 def _back(request: Request) -> str:

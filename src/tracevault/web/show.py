@@ -297,7 +297,9 @@ def bar_width(since: datetime, until: datetime) -> timedelta:
     )
 
 
-def drawing(found: Histogram, filters: Mapping[str, Any], estimates: Mapping[datetime, int]) -> Drawing:
+def drawing(
+    found: Histogram, filters: Mapping[str, Any], estimates: Mapping[datetime, int], *, linked: bool = True
+) -> Drawing:
     """Return a histogram as bars, of which each leads to its events; ``estimates`` take the place of counts."""
     counts = [estimates.get(bucket.start, bucket.count) for bucket in found.buckets]
     most = max(counts, default=0) or 1
@@ -306,7 +308,7 @@ def drawing(found: Histogram, filters: Mapping[str, Any], estimates: Mapping[dat
         height = 0 if not count else max(2, round(count / most * _HEIGHT))
         estimated = bucket.start in estimates
         label = f"{clock(bucket.start)}: {'about ' if estimated else ''}{count:,} event{'s' if count != 1 else ''}"
-        query = also(filters, since=bucket.start, until=bucket.end - timedelta(microseconds=1))
+        query = also(filters, since=bucket.start, until=bucket.end - timedelta(microseconds=1)) if linked else ""
         bars.append(Bar(place * _BAR, _HEIGHT - height, _BAR - 2, height, label, query, estimated))
     return Drawing(
         bars,
