@@ -21,8 +21,8 @@ import psycopg
 from benchmarks.measure import Row, Seconds, pairs_async
 from benchmarks.work import EVENT, FIELDS, SETTINGS, Bench, copy_by_hand, ready_row, ready_rows
 from tracevault import Tracevault, start_tracevault
-from tracevault.event.binary import encode_row
-from tracevault.event.prepare import prepare
+from tracevault.events.binary import encode_row
+from tracevault.events.prepare import prepare
 
 COUNT = 50_000
 PER_SECOND = 1_000

@@ -18,7 +18,7 @@ from tests.rows import fill
 from benchmarks.measure import Row, Seconds, pairs
 from benchmarks.work import Bench
 from tracevault import AuditQuery, Tracevault, start_tracevault
-from tracevault.event.record import RECORD_COLUMNS
+from tracevault.events.record import RECORD_COLUMNS
 from tracevault.web import Access, viewer
 
 ROWS = 1_000_000

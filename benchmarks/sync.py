@@ -26,8 +26,8 @@ from benchmarks.work import (
     ready_rows,
 )
 from tracevault import Tracevault, start_tracevault
-from tracevault.event.ids import uuid7
-from tracevault.event.prepare import prepare
+from tracevault.events.ids import uuid7
+from tracevault.events.prepare import prepare
 
 ALONE = 400
 TOGETHER = 4_000

@@ -12,11 +12,11 @@ from psycopg import adapters
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from tracevault.event.ids import uuid7
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder
-from tracevault.event.prepare import Settings, prepare
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.events.ids import uuid7
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder
+from tracevault.events.prepare import Settings, prepare
+from tracevault.events.record import BY_NAME, INSERT_COLUMNS
 
 EVENT = "product.price.updated"
 DATA = {"old_price": 120, "new_price": 150}

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.conftest import TEMPLATE
 from tracevault import ConfigError, RollbackError, SealError, Tracevault
-from tracevault.event.record import COLUMNS, STORED_XID
+from tracevault.events.record import COLUMNS, STORED_XID
 from tracevault.flows.seal import find_tree
 from tracevault.flows.verify import rows_sql
 from tracevault.integrity import report as report_module

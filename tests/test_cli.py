@@ -31,7 +31,7 @@ from psycopg.conninfo import make_conninfo
 from tests.conftest import rows
 from tests.servers import one_server
 from tracevault import Tracevault, __version__, generate_init_sql
-from tracevault.event.record import RECORD_COLUMNS
+from tracevault.events.record import RECORD_COLUMNS
 from tracevault.postgres.embedded import acquire
 from tracevault.schema.ddl import step_statements
 from tracevault.schema.filters import COUNT_FILTERS, FIND_FILTERS, PAGE_FILTERS

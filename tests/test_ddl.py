@@ -23,7 +23,7 @@ from tests.conformance.cases import REFERENCE
 from tests.conftest import rows
 from tests.faces import OpenVault
 from tracevault import ConfigError, generate_init_sql
-from tracevault.event.record import COLUMNS
+from tracevault.events.record import COLUMNS
 from tracevault.schema import ddl
 from tracevault.schema.ddl import MIGRATIONS, STEPS, sql_files, step_statements, write_sql_files
 from tracevault.schema.indexes import INDEXES, SEVERITIES_FOR_ERRORS_ONLY_FILTER

@@ -14,10 +14,10 @@ import pytest
 
 from tests.faces import OpenVault
 from tracevault import ValidationError, compute_diff
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder, decode
-from tracevault.event.prepare import Settings, prepare_diff
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder, decode
+from tracevault.events.prepare import Settings, prepare_diff
+from tracevault.events.record import INSERT_COLUMNS
 
 DATA = INSERT_COLUMNS.index("data")
 SETTINGS = Settings(Encoder(masked_names([]), "", 262_144), None, "sync")

@@ -37,11 +37,11 @@ from tracevault import (
     compute_diff,
     start_tracevault,
 )
-from tracevault.event import data_key
-from tracevault.event.data_key import DataKey, KeyCache, is_envelope, place_of, subject_of
-from tracevault.event.encrypt import Decryption, Encryption
-from tracevault.event.payload import Encoder
-from tracevault.event.prepare import Settings, prepare, prepare_diff, unstored_record
+from tracevault.events import data_key
+from tracevault.events.data_key import DataKey, KeyCache, is_envelope, place_of, subject_of
+from tracevault.events.encrypt import Decryption, Encryption
+from tracevault.events.payload import Encoder
+from tracevault.events.prepare import Settings, prepare, prepare_diff, unstored_record
 from tracevault.sealing.key_store import FunctionKeyStore
 
 ANA = {"id": "42", "type": "user"}

@@ -17,7 +17,7 @@ from tests.test_cli import Cli, cli
 from tests.test_custody import Sealing
 from tests.test_spool import victim
 from tracevault import DirectoryKeyStore, Tracevault, UndeliveredError, Verdict
-from tracevault.event.data_key import subject_of
+from tracevault.events.data_key import subject_of
 from tracevault.writer import inspection
 
 __all__ = ["cli"]  # the fixture

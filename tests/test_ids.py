@@ -12,7 +12,7 @@ from uuid import RFC_4122, UUID
 
 import pytest
 
-from tracevault.event import ids
+from tracevault.events import ids
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_threads_do_not_repeat_each_other() -> None:
 def test_forked_processes_do_not_repeat_each_other() -> None:
     script = (
         "import os\n"
-        "from tracevault.event.ids import uuid7\n"
+        "from tracevault.events.ids import uuid7\n"
         "uuid7()\n"
         "children = [os.fork() for _ in range(2)]\n"
         "os.write(1, ''.join(f'{uuid7()}\\n' for _ in range(100)).encode())\n"

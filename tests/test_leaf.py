@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import rows
 from tests.sealed import Sealed
 from tracevault import ProofError, SealError
-from tracevault.event.record import COLUMNS, INSERT_COLUMNS
+from tracevault.events.record import COLUMNS, INSERT_COLUMNS
 from tracevault.flows import seal
 from tracevault.flows.write import insert_sql
 from tracevault.integrity.leaf import (

@@ -13,10 +13,10 @@ import pytest
 from tests.conftest import rows
 from tests.faces import OpenVault
 from tracevault import DEFAULT_MASK_VALUE, ValidationError, mask
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder, decode
-from tracevault.event.prepare import Settings, prepare, prepare_diff
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder, decode
+from tracevault.events.prepare import Settings, prepare, prepare_diff
+from tracevault.events.record import INSERT_COLUMNS
 
 DATA = INSERT_COLUMNS.index("data")
 FIELDS = ["password", "Token", "straße", "ПАРОЛЬ", "pin"]

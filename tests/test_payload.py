@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import rows
 from tests.faces import OpenVault
 from tracevault import ValidationError
-from tracevault.event.payload import Encoder, decode, jsonb_text
+from tracevault.events.payload import Encoder, decode, jsonb_text
 
 ENCODER = Encoder(frozenset(), "[REDACTED]", 262_144)
 JSONB_TEXT = json.loads((Path(__file__).parent / "conformance/tlog/jsonb_text.json").read_text())["cases"]

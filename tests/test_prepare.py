@@ -16,10 +16,10 @@ import pytest
 from tests.conftest import rows
 from tests.faces import OpenVault
 from tracevault import Actor, Target, ValidationError
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder
-from tracevault.event.prepare import DIFF_FIELDS, EVENT_FIELDS, Settings, prepare, prepare_diff, unstored_record
-from tracevault.event.record import INSERT_COLUMNS, AuditRecord
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder
+from tracevault.events.prepare import DIFF_FIELDS, EVENT_FIELDS, Settings, prepare, prepare_diff, unstored_record
+from tracevault.events.record import INSERT_COLUMNS, AuditRecord
 
 ENCODER = Encoder(masked_names(["secret"]), "[REDACTED]", 262_144)
 SETTINGS = Settings(ENCODER, "production", "sync")

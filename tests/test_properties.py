@@ -22,10 +22,10 @@ from psycopg.conninfo import make_conninfo
 from tests.conftest import TEMPLATE, rows
 from tests.faces import Face, opener
 from tracevault import ValidationError, compute_diff, mask
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder, _decode_deep, decode, jsonb_text
-from tracevault.event.prepare import Settings, prepare, prepare_diff, unstored_record
-from tracevault.event.record import GENERATED_COLUMNS, INSERT_COLUMNS
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder, _decode_deep, decode, jsonb_text
+from tracevault.events.prepare import Settings, prepare, prepare_diff, unstored_record
+from tracevault.events.record import GENERATED_COLUMNS, INSERT_COLUMNS
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 PROFILE: dict[str, Any] = {

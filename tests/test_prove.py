@@ -366,7 +366,7 @@ def test_a_salt_without_a_payload_is_nothing_that_was_sealed() -> None:
 
 
 def document(values: Any, **changes: Any) -> bytes:
-    return json.dumps({"format": "tracevault/event/v1", "tree": TABLE, "event": values, **changes}).encode()
+    return json.dumps({"format": "tracevault/events/v1", "tree": TABLE, "event": values, **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def document(values: Any, **changes: Any) -> bytes:
         b"\xff",
         b"[]",
         b"[" * 100_000,
-        document(VALUES, format="tracevault/event/v2"),
+        document(VALUES, format="tracevault/events/v2"),
         document(VALUES, tree=None),
         document(["order.paid"]),
         document(VALUES).replace(b'"mode"', b'"event": "order.refunded", "mode"'),

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tracevault import ValidationError
-from tracevault.event import rules
+from tracevault.events import rules
 
 TEN = "x" * 10
 

@@ -21,7 +21,7 @@ from tests.conftest import rows
 from tests.faces import Face, OpenVault
 from tests.test_background import REFUSE_BAD, down, events, locked, undelivered, wait_for
 from tracevault import ConfigError, DriverError, QueueFullError, SpoolError, Stats
-from tracevault.event.ids import uuid7
+from tracevault.events.ids import uuid7
 from tracevault.postgres.pool import target_of
 from tracevault.writer.frames import frame
 

@@ -30,8 +30,8 @@ from tests.rows import fill
 from tests.servers import one_server
 from tests.test_cli import Cli, cli, command, emit, environment, found
 from tracevault import ConfigError, DriverError, Tracevault, ValidationError
-from tracevault.event.json_text import json_record, json_text
-from tracevault.event.record import RECORD_COLUMNS
+from tracevault.events.json_text import json_record, json_text
+from tracevault.events.record import RECORD_COLUMNS
 from tracevault.transfer import file as transfer_file
 
 __all__ = ["cli"]  # the fixture

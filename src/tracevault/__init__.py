@@ -29,17 +29,17 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
-from tracevault.event.correlation import (
+from tracevault.events.correlation import (
     random_correlation_id,
     read_correlation_id_header,
     resolve_correlation_id,
 )
-from tracevault.event.data_key import KeyStore
-from tracevault.event.diff import compute_diff
-from tracevault.event.event import AuditEvent
-from tracevault.event.history import Change, FieldChange, History
-from tracevault.event.mask import DEFAULT_MASK_VALUE, mask
-from tracevault.event.record import Actor, AuditRecord, Target
+from tracevault.events.data_key import KeyStore
+from tracevault.events.diff import compute_diff
+from tracevault.events.event import AuditEvent
+from tracevault.events.history import Change, FieldChange, History
+from tracevault.events.mask import DEFAULT_MASK_VALUE, mask
+from tracevault.events.record import Actor, AuditRecord, Target
 from tracevault.flows.aggregate import Bucket, Facet, Facets, Histogram
 from tracevault.flows.read import Count, Page
 from tracevault.integrity.report import Report, Verdict

@@ -32,13 +32,13 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
-from tracevault.event.data_key import KeyCache
-from tracevault.event.encrypt import Decryption, Encryption
-from tracevault.event.mask import masked_names
-from tracevault.event.payload import Encoder
-from tracevault.event.prepare import Prepared, Settings
-from tracevault.event.record import AuditRecord
-from tracevault.event.rules import got, nearest, uuid
+from tracevault.events.data_key import KeyCache
+from tracevault.events.encrypt import Decryption, Encryption
+from tracevault.events.mask import masked_names
+from tracevault.events.payload import Encoder
+from tracevault.events.prepare import Prepared, Settings
+from tracevault.events.record import AuditRecord
+from tracevault.events.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
 from tracevault.flows.tail import channel
 from tracevault.flows.write import insert, insert_many, needs_transaction

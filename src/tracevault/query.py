@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Self, TypeVar, Unpack
 from uuid import UUID
 
 from tracevault.engine import AsyncEngine, BlockingEngine
-from tracevault.event.history import History, history
-from tracevault.event.record import AuditRecord
+from tracevault.events.history import History, history
+from tracevault.events.record import AuditRecord
 from tracevault.flows import Flow, aggregate
 from tracevault.flows import read as read_flows
 from tracevault.flows.aggregate import Facets, Histogram

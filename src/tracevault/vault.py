@@ -1,7 +1,7 @@
 """The product: `AsyncTracevault` and `Tracevault`, side by side.
 
 A scope emits into one audit table and reads from it; a vault is its default scope, holds the others, and owns
-the connections. Everything else is done elsewhere: events are prepared in ``event``, said to the database in
+the connections. Everything else is done elsewhere: events are prepared in ``events``, said to the database in
 ``flows``, written by ``writer`` and ``postgres``.
 """
 
@@ -20,9 +20,9 @@ from psycopg.pq import TransactionStatus
 from tracevault.config import Config, config_from
 from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
-from tracevault.event.event import AuditEvent, DiffFields, EventFields
-from tracevault.event.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
-from tracevault.event.rules import got
+from tracevault.events.event import AuditEvent, DiffFields, EventFields
+from tracevault.events.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
+from tracevault.events.rules import got
 from tracevault.flows import Flow
 from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
 from tracevault.integrity.report import Report

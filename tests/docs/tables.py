@@ -17,8 +17,8 @@ from tests.docs.pages import PAGES, name
 from tracevault import Stats, TracevaultError, errors
 from tracevault.cli.group import tracevault as command_line
 from tracevault.config import Config, option_docs
-from tracevault.event import event
-from tracevault.event.record import BY_NAME, COLUMNS
+from tracevault.events import event
+from tracevault.events.record import BY_NAME, COLUMNS
 from tracevault.integrity.leaf import FIELDS as LEAF_FIELDS
 from tracevault.schema.filters import FIND_FILTERS, MAX_LIMIT, PAGE_FILTERS, Filter
 from tracevault.schema.indexes import INDEXES, PAYLOAD_INDEXES

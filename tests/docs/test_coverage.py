@@ -12,8 +12,8 @@ import tracevault
 from tests.docs.pages import CHANGELOG, PAGES, ROOT, anchors, links, name
 from tracevault.cli.group import tracevault as command_line
 from tracevault.config import READ_URL, WRITE_URL, Config
-from tracevault.event.prepare import DIFF_FIELDS, EVENT_FIELDS
-from tracevault.event.record import BY_NAME
+from tracevault.events.prepare import DIFF_FIELDS, EVENT_FIELDS
+from tracevault.events.record import BY_NAME
 from tracevault.schema.filters import FIND_FILTERS
 
 DOCS = "\n".join(page.read_text() for page in PAGES if page.parent.name == "docs")

@@ -28,7 +28,7 @@ from tests.faults.conftest import SEED
 from tests.faults.ledger import FaultError, VacuousError
 from tests.faults.server import Server
 from tracevault import generate_init_sql
-from tracevault.event.ids import uuid7
+from tracevault.events.ids import uuid7
 from tracevault.flows.seal import read_tiles
 from tracevault.integrity.merkle import consistency_proof, verify_consistency
 from tracevault.integrity.note import Note

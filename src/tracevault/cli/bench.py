@@ -14,7 +14,7 @@ from tracevault import Tracevault
 from tracevault.cli.connect import connection, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, output_options
 from tracevault.cli.output import Output, write_lines
-from tracevault.event.json_text import json_text
+from tracevault.events.json_text import json_text
 from tracevault.schema.comparison import signature
 
 _EVENT: dict[str, Any] = {

@@ -11,7 +11,7 @@ from psycopg import Connection
 
 from tracevault import DriverError, MigrationError, __version__
 from tracevault.cli.output import number, size, span
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.record import INSERT_COLUMNS
 from tracevault.flows import Flow, Query
 from tracevault.flows.migrate import Plan
 from tracevault.flows.roles import look_at_grants, members

@@ -16,9 +16,9 @@ from tracevault.cli.connect import connection, vault, write_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
-from tracevault.event.data_key import subject_of
-from tracevault.event.payload import iso_utc
-from tracevault.event.rules import moment, uuid
+from tracevault.events.data_key import subject_of
+from tracevault.events.payload import iso_utc
+from tracevault.events.rules import moment, uuid
 from tracevault.flows.custody import Affected, about, as_data, older_than
 from tracevault.flows.seal import Tree
 from tracevault.postgres.failures import Place

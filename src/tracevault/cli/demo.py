@@ -18,7 +18,7 @@ from tracevault import AuditRecord, Tracevault, __version__, random_correlation_
 from tracevault.cli import story
 from tracevault.cli.connect import EMBEDDED_FOLDER, TIMEOUT, conninfo
 from tracevault.cli.output import console, fits, identity, visible
-from tracevault.event.history import field_changes
+from tracevault.events.history import field_changes
 from tracevault.postgres.failures import Place
 from tracevault.postgres.pool import connect_once
 

@@ -11,8 +11,8 @@ from tracevault import AuditRecord, FieldChange, compute_diff
 from tracevault.cli.connect import read_dsn, vault
 from tracevault.cli.options import dsn_option, key_store_option, output_options, table_option
 from tracevault.cli.output import Output, write_lines
-from tracevault.event.history import field_changes
-from tracevault.event.json_text import json_text
+from tracevault.events.history import field_changes
+from tracevault.events.json_text import json_text
 
 
 @click.command()

@@ -12,8 +12,8 @@ import click
 
 from tracevault.cli.connect import vault, write_dsn
 from tracevault.cli.options import dsn_option, table_option
-from tracevault.event.event import EventFields
-from tracevault.event.record import BY_NAME
+from tracevault.events.event import EventFields
+from tracevault.events.record import BY_NAME
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ from tracevault.cli.connect import connection, read_dsn, vault
 from tracevault.cli.options import dsn_option, filter_options, given_filters, key_store_option, table_option
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
-from tracevault.event.json_text import json_text
+from tracevault.events.json_text import json_text
 from tracevault.schema.filters import COUNT_FILTERS, ORDERS
 from tracevault.sealing import durable
 from tracevault.sealing.export import export as export_log

@@ -9,8 +9,8 @@ import click
 from tracevault.cli.connect import read_dsn, vault
 from tracevault.cli.options import dsn_option, filter_options, given_filters, limits, output_options, table_option
 from tracevault.cli.output import Output, visible, write_lines
-from tracevault.event.json_text import json_text
-from tracevault.event.payload import iso_utc
+from tracevault.events.json_text import json_text
+from tracevault.events.payload import iso_utc
 from tracevault.flows.aggregate import FACETS
 from tracevault.schema.filters import COUNT_FILTERS
 

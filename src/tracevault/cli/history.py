@@ -9,7 +9,7 @@ import click
 from tracevault.cli.connect import read_dsn, vault
 from tracevault.cli.options import dsn_option, key_store_option, output_options, table_option
 from tracevault.cli.output import Output, write_lines
-from tracevault.event.json_text import json_record, json_text
+from tracevault.events.json_text import json_record, json_text
 
 
 @click.command()

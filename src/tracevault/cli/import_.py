@@ -18,7 +18,7 @@ from tracevault import DuplicateIdError, Tracevault, ValidationError
 from tracevault.cli.connect import connection, vault, write_dsn
 from tracevault.cli.options import dsn_option, table_option
 from tracevault.cli.output import number, progress_bar, visible
-from tracevault.event.json_text import json_text
+from tracevault.events.json_text import json_text
 from tracevault.transfer.reading import Line, read_lines
 
 _BATCH = 1000

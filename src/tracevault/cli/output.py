@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from tracevault import AuditRecord
-from tracevault.event.json_text import escaped, json_record, json_text, members
+from tracevault.events.json_text import escaped, json_record, json_text, members
 
 if TYPE_CHECKING:  # rich takes 40 ms, which piped JSON need not wait for
     from rich.console import Console

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from tracevault import SEVERITIES_FOR_ERRORS_ONLY_FILTER, AuditRecord, FieldChange, History
 from tracevault.cli.output import console, fits, identity, json_lines, visible
-from tracevault.event.history import field_changes
-from tracevault.event.json_text import json_text
-from tracevault.event.payload import iso_utc
-from tracevault.event.record import RECORD_COLUMNS
+from tracevault.events.history import field_changes
+from tracevault.events.json_text import json_text
+from tracevault.events.payload import iso_utc
+from tracevault.events.record import RECORD_COLUMNS
 
 # What the first lines of a record say, or its sections; the other columns are listed between them by name.
 _SHOWN_APART = frozenset({"id", "event", "actor_id", "actor_type", "target_id", "target_type", "data", "meta"})

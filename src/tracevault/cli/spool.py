@@ -17,9 +17,9 @@ from tracevault.cli.connect import TIMEOUT, conninfo, write_dsn
 from tracevault.cli.options import dsn_option, output_options
 from tracevault.cli.output import Output, console, json_line, number, size, visible, write_lines
 from tracevault.config import Config
-from tracevault.event.json_text import json_text
-from tracevault.event.payload import iso_utc
-from tracevault.event.prepare import unstored_record
+from tracevault.events.json_text import json_text
+from tracevault.events.payload import iso_utc
+from tracevault.events.prepare import unstored_record
 from tracevault.postgres.failures import Place
 from tracevault.postgres.pool import connect_once, target_of, writer_connect
 from tracevault.writer import inspection

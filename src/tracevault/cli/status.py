@@ -11,7 +11,7 @@ from tracevault.cli.connect import connection, read_dsn
 from tracevault.cli.options import dsn_option, output_options, tables_option
 from tracevault.cli.output import Output, console, number, span, visible, write_lines
 from tracevault.config import check_table_name
-from tracevault.event.json_text import json_text
+from tracevault.events.json_text import json_text
 from tracevault.flows.seal import Receipts, Standing, Tree, find_tree, receipts, standing, tables_exist
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run

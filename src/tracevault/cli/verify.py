@@ -14,7 +14,7 @@ from tracevault.cli.connect import connection, conninfo, read_dsn
 from tracevault.cli.options import dsn_option, seconds, table_option
 from tracevault.cli.output import Output, console, is_terminal, number, progress_bar, span, visible, write_lines
 from tracevault.config import check_table_name
-from tracevault.event.json_text import json_text
+from tracevault.events.json_text import json_text
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.sealing.jobs import MOST_JOBS
 from tracevault.sealing.offline import verify_file

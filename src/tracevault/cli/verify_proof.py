@@ -14,8 +14,8 @@ from tracevault import EventProof, ProofError
 from tracevault.cli.files import read_text
 from tracevault.cli.options import output_options
 from tracevault.cli.output import Output, console, identity, visible, write_lines
-from tracevault.event.json_text import json_text
-from tracevault.event.payload import iso_utc
+from tracevault.events.json_text import json_text
+from tracevault.events.payload import iso_utc
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.encoding import to_base64
 from tracevault.integrity.event_proof import SignedBy, trusted_keys

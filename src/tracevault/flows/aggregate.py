@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from tracevault.errors import DriverError, ValidationError
-from tracevault.event.rules import got, nearest, whole_number
+from tracevault.events.rules import got, nearest, whole_number
 from tracevault.flows import Flow, Query
 from tracevault.flows.read import MAX_COUNT
 from tracevault.schema.filters import COUNT_FILTERS, Condition, check, condition

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from tracevault.event.record import Actor, Target
+from tracevault.events.record import Actor, Target
 from tracevault.flows import Flow, Query
 from tracevault.flows.seal import Tree
 from tracevault.schema.custody import ERASE, ERASED, PRUNE, PRUNED

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tracevault.errors import DriverError, MigrationError
-from tracevault.event.record import GENERATED_COLUMNS
+from tracevault.events.record import GENERATED_COLUMNS
 from tracevault.flows import Flow, Query
 from tracevault.schema.comparison import BODY, define, signature
 from tracevault.schema.ddl import STEPS, create_index, step_statements

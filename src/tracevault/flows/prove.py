@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ProofError, SealError, TracevaultError, ValidationError
-from tracevault.event.record import BY_NAME, PAYLOAD_SALT
-from tracevault.event.rules import uuid
+from tracevault.events.record import BY_NAME, PAYLOAD_SALT
+from tracevault.events.rules import uuid
 from tracevault.flows import Flow, Query, Result
 from tracevault.flows.seal import read_tiles, tables_exist
 from tracevault.integrity.checkpoint import Checkpoint

@@ -8,9 +8,9 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
-from tracevault.event.payload import decode
-from tracevault.event.record import BY_NAME, RECORD_COLUMNS, AuditRecord
-from tracevault.event.rules import choice, uuid, whole_number
+from tracevault.events.payload import decode
+from tracevault.events.record import BY_NAME, RECORD_COLUMNS, AuditRecord
+from tracevault.events.rules import choice, uuid, whole_number
 from tracevault.flows import Flow, Query
 from tracevault.schema.cursor import Place, read_cursor, timestamp, write_cursor
 from tracevault.schema.filters import (

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tracevault.errors import ValidationError
-from tracevault.event.record import AuditRecord
+from tracevault.events.record import AuditRecord
 from tracevault.flows import Flow, Query
 from tracevault.flows.read import record, select
 from tracevault.schema.filters import Condition, count_condition

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from tracevault.event.record import GENERATED_COLUMNS
+from tracevault.events.record import GENERATED_COLUMNS
 from tracevault.flows import Flow, Query
 from tracevault.flows.seal import Tree
 from tracevault.integrity.leaf import READ

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from tracevault.errors import DriverError, DuplicateIdError
-from tracevault.event.binary import copy_stream, encode_row
-from tracevault.event.prepare import Batch, Prepared
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.events.binary import copy_stream, encode_row
+from tracevault.events.prepare import Batch, Prepared
+from tracevault.events.record import BY_NAME, INSERT_COLUMNS
 from tracevault.flows import Copy, Flow, Query
 from tracevault.schema.comparison import ARGUMENTS, CONTENT, RIGHTS, call, function_name, says_the_same, signature
 

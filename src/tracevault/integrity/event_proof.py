@@ -2,7 +2,7 @@
 
 The file is a C2SP tlog-proof, so that tools of others read it. Its ``extra`` line is base64 of a JSON document::
 
-    {"format": "tracevault/event/v1", "tree": "audit_logs", "event": {"id": "...", "event": "order.paid", ...}}
+    {"format": "tracevault/events/v1", "tree": "audit_logs", "event": {"id": "...", "event": "order.paid", ...}}
 
 ``event`` holds the values of `integrity.leaf.Statement`, from which the leaf is made anew: nothing else in the file
 says what was sealed. Each value has one spelling, and no other is read, so that what a person sees is what was hashed.
@@ -19,15 +19,15 @@ from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from tracevault.errors import ConfigError, ProofError
-from tracevault.event.payload import iso_utc
-from tracevault.event.record import PAYLOAD_SALT
+from tracevault.events.payload import iso_utc
+from tracevault.events.record import PAYLOAD_SALT
 from tracevault.integrity.checkpoint import Checkpoint, cosignature_time
 from tracevault.integrity.leaf import FIELDS, PAYLOADS, Statement
 from tracevault.integrity.merkle import leaf_hash
 from tracevault.integrity.note import COSIGNATURE_V1, Note, Verifier
 from tracevault.integrity.proof import TlogProof
 
-FORMAT = "tracevault/event/v1"
+FORMAT = "tracevault/events/v1"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _DIGITS = re.compile("[0-9a-f]{64}")
 

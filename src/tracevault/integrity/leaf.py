@@ -2,7 +2,7 @@ r"""What is hashed of a row: leaf encoding, version 1. In SQL for the sealer, in
 
 ``leaf = "tracevault/leaf/v1\n"`` and then fields, ascending by tag: ``tag (2 bytes) | length (4) | value``, numbers
 big-endian. A NULL field is left out, so that a new nullable column changes no old leaf. Tag 1 is the tree's name; the
-other tags stand with the columns in ``event.record``. Values: UTF-8 of text, 16 bytes of a uuid, microseconds since
+other tags stand with the columns in ``events.record``. Values: UTF-8 of text, 16 bytes of a uuid, microseconds since
 2000-01-01T00:00Z (int64, as PostgreSQL's ``timestamptz_send``) of a time. Of a payload only a commitment stands there:
 ``SHA-256("tracevault/payload/v1\n" | salt (16 bytes, absent if NULL) | UTF-8 of its jsonb text)``, so that it can be
 erased while the leaf still verifies, and a hash gives no small secret away.
@@ -25,8 +25,8 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ProofError
-from tracevault.event.payload import iso_utc
-from tracevault.event.record import COLUMNS, PAYLOAD_SALT, StoredColumn
+from tracevault.events.payload import iso_utc
+from tracevault.events.record import COLUMNS, PAYLOAD_SALT, StoredColumn
 
 LEAF_PREFIX = b"tracevault/leaf/v1\n"
 PAYLOAD_PREFIX = b"tracevault/payload/v1\n"

@@ -15,7 +15,7 @@ import psycopg_pool
 from psycopg import AsyncConnection, Connection
 
 from tracevault.errors import DriverError, DuplicateIdError, OutcomeUnknownError, TracevaultError
-from tracevault.event.rules import shorten
+from tracevault.events.rules import shorten
 
 # Classes and codes for which trying again later can help. PostgreSQL, appendix A.
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")

@@ -16,7 +16,7 @@ from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from tracevault.errors import TracevaultError
-from tracevault.event.binary import HEADER, TRAILER
+from tracevault.events.binary import HEADER, TRAILER
 from tracevault.flows import Copy, Flow, Query, Result
 from tracevault.postgres.failures import Place, from_psycopg
 

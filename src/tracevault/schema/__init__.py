@@ -1,1 +1,1 @@
-"""The shape of the table: DDL, migrations and filters, all derived from ``event.record``. Pure."""
+"""The shape of the table: DDL, migrations and filters, all derived from ``events.record``. Pure."""

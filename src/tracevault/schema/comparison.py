@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS, PAYLOAD_SALT, STORED_XID
+from tracevault.events.record import BY_NAME, INSERT_COLUMNS, PAYLOAD_SALT, STORED_XID
 from tracevault.integrity.leaf import PAYLOADS
 
 # How it was written is not what was said: a retry in another mode is the same event.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from tracevault.errors import ValidationError
-from tracevault.event import rules
+from tracevault.events import rules
 
 _VERSION = 1
 _HEAD = Struct("!B8s")

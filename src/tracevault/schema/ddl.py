@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracevault.config import DEFAULT_TABLE, check_table_name
-from tracevault.event.record import COLUMNS, StoredColumn
+from tracevault.events.record import COLUMNS, StoredColumn
 from tracevault.schema.comparison import define
 from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name
 

@@ -15,9 +15,9 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 from tracevault.errors import ValidationError
-from tracevault.event import rules
-from tracevault.event.payload import jsonb_text
-from tracevault.event.record import BY_NAME, MODES, RECORD_COLUMNS, limit_of
+from tracevault.events import rules
+from tracevault.events.payload import jsonb_text
+from tracevault.events.record import BY_NAME, MODES, RECORD_COLUMNS, limit_of
 from tracevault.schema.indexes import ERRORS_ONLY
 from tracevault.schema.restriction import EVERYTHING, Restriction
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from tracevault.errors import ValidationError
-from tracevault.event import rules
+from tracevault.events import rules
 
 _TEXT = re.compile(
     r"1\.(?P<system>\d{1,20})\.(?P<done>\d+:\d+:[\d,]*)\.(?P<target>\d+:\d+:[\d,]*)?\.(?P<xid>\d*)\."

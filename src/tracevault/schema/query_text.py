@@ -19,8 +19,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from tracevault.errors import QueryError, ValidationError
-from tracevault.event import rules
-from tracevault.event.payload import jsonb_text
+from tracevault.events import rules
+from tracevault.events.payload import jsonb_text
 from tracevault.schema.filters import COUNT_FILTERS, check
 
 MAX_TEXT = 4096

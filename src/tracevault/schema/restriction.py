@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracevault.errors import ValidationError
-from tracevault.event import rules
-from tracevault.event.record import BY_NAME, GENERATED_COLUMNS, RECORD_COLUMNS, limit_of
+from tracevault.events import rules
+from tracevault.events.record import BY_NAME, GENERATED_COLUMNS, RECORD_COLUMNS, limit_of
 
 PAYLOADS = tuple(name for name in RECORD_COLUMNS if BY_NAME[name].column.sql_type == "jsonb")
 # By these rows are found, ordered and told apart.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tracevault.errors import ConfigError
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS, RECORD_COLUMNS
+from tracevault.events.record import BY_NAME, INSERT_COLUMNS, RECORD_COLUMNS
 from tracevault.schema.comparison import companion
 from tracevault.schema.custody import ERASE, PRUNE
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tracevault.event.record import COLUMNS, INSERT_COLUMNS, StoredColumn
+from tracevault.events.record import COLUMNS, INSERT_COLUMNS, StoredColumn
 from tracevault.schema.comparison import define, function_name, is_ours
 from tracevault.schema.ddl import add_columns, generation_expression, set_defaults
 from tracevault.schema.indexes import INDEXES, OBSOLETE, PAYLOAD_INDEXES, Index, index_name, temporary_name

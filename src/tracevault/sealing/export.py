@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from psycopg import Connection, IsolationLevel
 
 from tracevault.errors import ProofError, SealError
-from tracevault.event.payload import decode, iso_utc
-from tracevault.event.record import PAYLOAD_SALT
+from tracevault.events.payload import decode, iso_utc
+from tracevault.events.record import PAYLOAD_SALT
 from tracevault.flows.seal import HASH, Tree, find_tree, tables_exist
 from tracevault.flows.verify import GONE, newest_checkpoint, prepare, rows_sql, stored_tiles, stream
 from tracevault.integrity.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracevault.errors import ConfigError, KeyStoreError
-from tracevault.event.data_key import KEY_BYTES, DataKey, KeyStore, aes_gcm
+from tracevault.events.data_key import KEY_BYTES, DataKey, KeyStore, aes_gcm
 
 _DIGITS = 32
 _KEY_ID = re.compile(rf"[0-9a-f]{{{_DIGITS}}}\.[0-9a-f]{{8}}", re.ASCII)

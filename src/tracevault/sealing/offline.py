@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ConfigError, ProofError, SealError
-from tracevault.event.payload import has_surrogate
+from tracevault.events.payload import has_surrogate
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.leaf import Statement
 from tracevault.integrity.merkle import leaf_hash

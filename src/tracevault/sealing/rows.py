@@ -15,7 +15,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from tracevault.errors import ProofError
-from tracevault.event.record import GENERATED_COLUMNS
+from tracevault.events.record import GENERATED_COLUMNS
 from tracevault.flows.seal import HASH, Tree, read_tiles
 from tracevault.flows.verify import (
     GONE,

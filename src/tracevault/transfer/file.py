@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tracevault.errors import ConfigError
-from tracevault.event.payload import iso_utc
-from tracevault.event.record import AuditRecord
+from tracevault.events.payload import iso_utc
+from tracevault.events.record import AuditRecord
 from tracevault.flows import Query
 from tracevault.flows.read import Walk, next_walk, page_query, record, select, select_line, walk_after, write_walk
 from tracevault.schema.query_text import format_query

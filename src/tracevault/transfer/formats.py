@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, get_args
 
 from tracevault.errors import ConfigError
-from tracevault.event.json_text import escaped, json_record, json_text
-from tracevault.event.record import RECORD_COLUMNS, AuditRecord
-from tracevault.event.rules import got, nearest
+from tracevault.events.json_text import escaped, json_record, json_text
+from tracevault.events.record import RECORD_COLUMNS, AuditRecord
+from tracevault.events.rules import got, nearest
 from tracevault.transfer.manifest import FormatName
 from tracevault.transfer.ocsf import ocsf_event
 

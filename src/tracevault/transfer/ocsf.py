@@ -10,8 +10,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tracevault.event.history import field_changes
-from tracevault.event.record import AuditRecord
+from tracevault.events.history import field_changes
+from tracevault.events.record import AuditRecord
 
 VERSION = "1.3.0"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracevault.errors import ConfigError
-from tracevault.event.json_text import json_text
-from tracevault.event.record import BY_NAME, RECORD_COLUMNS, AuditRecord
+from tracevault.events.json_text import json_text
+from tracevault.events.record import BY_NAME, RECORD_COLUMNS, AuditRecord
 
 try:
     import pyarrow

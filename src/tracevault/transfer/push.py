@@ -22,8 +22,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from tracevault.errors import ConfigError, DriverError
-from tracevault.event.json_text import json_record, json_text
-from tracevault.event.record import AuditRecord
+from tracevault.events.json_text import json_record, json_text
+from tracevault.events.record import AuditRecord
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 _LEAST_SECRET = 24

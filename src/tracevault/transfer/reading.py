@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any, BinaryIO, NamedTuple
 
 from tracevault.errors import ValidationError
-from tracevault.event.record import RECORD_COLUMNS
-from tracevault.event.rules import got, nearest
+from tracevault.events.record import RECORD_COLUMNS
+from tracevault.events.rules import got, nearest
 
 # What the new row has of its own: when it was stored, how, and what PostgreSQL takes out of `data`.
 _MADE_ANEW = frozenset({"created_at", "mode", "outcome", "error_code", "severity"})

@@ -27,9 +27,9 @@ from tracevault import (
     format_query,
     parse_query,
 )
-from tracevault.event.history import field_changes
-from tracevault.event.json_text import json_record, json_text
-from tracevault.event.rules import moment
+from tracevault.events.history import field_changes
+from tracevault.events.json_text import json_record, json_text
+from tracevault.events.rules import moment
 from tracevault.schema.query_text import complete_query
 from tracevault.web import show
 from tracevault.web.access import EXPORTED, VIEWED, Access, Guard

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from tracevault import AuditRecord, FieldChange, Histogram, History, format_query
-from tracevault.event.json_text import json_text
-from tracevault.event.payload import iso_utc
+from tracevault.events.json_text import json_text
+from tracevault.events.payload import iso_utc
 
 # What is shown of a payload; the rest is in the raw JSON.
 MAX_NODES = 2000

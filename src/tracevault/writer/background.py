@@ -27,9 +27,9 @@ from tracevault.errors import (
     TracevaultError,
     UndeliveredError,
 )
-from tracevault.event.binary import encode_row
-from tracevault.event.prepare import Prepared
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.binary import encode_row
+from tracevault.events.prepare import Prepared
+from tracevault.events.record import INSERT_COLUMNS
 from tracevault.postgres.failures import Place, outcome_unknown
 from tracevault.writer.adoption import SpoolFolder
 from tracevault.writer.delivery import GRACE, Delivery, Session

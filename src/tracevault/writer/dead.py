@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracevault.errors import SpoolError
-from tracevault.event.binary import decode_row, encode_row
-from tracevault.event.prepare import Prepared
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.binary import decode_row, encode_row
+from tracevault.events.prepare import Prepared
+from tracevault.events.record import INSERT_COLUMNS
 from tracevault.writer.frames import frame, read_frames, write_all
 from tracevault.writer.spool import CORRUPT_SUFFIX, flags_of, prepared_from
 

@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from tracevault.config import Config
 from tracevault.errors import DriverError, SpoolError, TracevaultError
-from tracevault.event.prepare import unstored_record
+from tracevault.events.prepare import unstored_record
 from tracevault.flows import Flow
 from tracevault.flows.write import copy_encoded, insert_many
 from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from tracevault.config import Config
 from tracevault.errors import SpoolError
-from tracevault.event.binary import decode_row, encode_row
-from tracevault.event.ids import uuid7
-from tracevault.event.payload import Encoder
-from tracevault.event.prepare import Prepared, Settings, prepare
-from tracevault.event.record import INSERT_COLUMNS, Actor, Target
+from tracevault.events.binary import decode_row, encode_row
+from tracevault.events.ids import uuid7
+from tracevault.events.payload import Encoder
+from tracevault.events.prepare import Prepared, Settings, prepare
+from tracevault.events.record import INSERT_COLUMNS, Actor, Target
 from tracevault.writer import dead
 from tracevault.writer.adoption import is_barely_begun
 from tracevault.writer.dead import Letter

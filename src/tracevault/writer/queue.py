@@ -15,8 +15,8 @@ from threading import Condition, RLock
 from typing import Literal
 
 from tracevault.errors import TracevaultError
-from tracevault.event.binary import decode_row
-from tracevault.event.prepare import Prepared
+from tracevault.events.binary import decode_row
+from tracevault.events.prepare import Prepared
 from tracevault.writer.spool import GIVEN_ID, SpoolFile, prepared_from
 from tracevault.writer.waiter import Waiter
 

@@ -35,9 +35,9 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from tracevault.errors import SpoolError
-from tracevault.event.binary import decode_row, encode_row
-from tracevault.event.prepare import Prepared
-from tracevault.event.record import INSERT_COLUMNS
+from tracevault.events.binary import decode_row, encode_row
+from tracevault.events.prepare import Prepared
+from tracevault.events.record import INSERT_COLUMNS
 from tracevault.writer.frames import begins_frame, frame, read_frames, write_all
 
 _log = logging.getLogger("tracevault")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from tracevault.event.record import AuditRecord
+from tracevault.events.record import AuditRecord
 
 
 class FieldChange(NamedTuple):

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, overload
 from uuid import UUID
 
 from tracevault.errors import ValidationError
-from tracevault.event import rules
-from tracevault.event.data_key import subject_of
-from tracevault.event.diff import compute_diff
-from tracevault.event.encrypt import Encryption, EventCipher
-from tracevault.event.event import AuditEvent, DiffFields
-from tracevault.event.ids import uuid7
-from tracevault.event.payload import EXACT, Encoder, decode, jsonb_text, utf8_length
-from tracevault.event.record import (
+from tracevault.events import rules
+from tracevault.events.data_key import subject_of
+from tracevault.events.diff import compute_diff
+from tracevault.events.encrypt import Encryption, EventCipher
+from tracevault.events.event import AuditEvent, DiffFields
+from tracevault.events.ids import uuid7
+from tracevault.events.payload import EXACT, Encoder, decode, jsonb_text, utf8_length
+from tracevault.events.record import (
     BY_NAME,
     GENERATED_COLUMNS,
     IDENTITY_BYTES,

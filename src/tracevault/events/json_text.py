@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from tracevault.event.payload import iso_utc, jsonb_text
-from tracevault.event.record import RECORD_COLUMNS, AuditRecord
+from tracevault.events.payload import iso_utc, jsonb_text
+from tracevault.events.record import RECORD_COLUMNS, AuditRecord
 
 
 class _Raw(str):

@@ -19,8 +19,8 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ValidationError
-from tracevault.event.mask import fold
-from tracevault.event.rules import got, printable, shorten
+from tracevault.events.mask import fold
+from tracevault.events.rules import got, printable, shorten
 
 MAX_DEPTH = 100
 MAX_DIGITS = 1000

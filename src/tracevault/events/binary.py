@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any
 from uuid import UUID
 
-from tracevault.event.record import BY_NAME, INSERT_COLUMNS
+from tracevault.events.record import BY_NAME, INSERT_COLUMNS
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"

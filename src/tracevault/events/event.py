@@ -7,7 +7,7 @@ from datetime import date, datetime
 from typing import Any, TypedDict
 from uuid import UUID
 
-from tracevault.event.record import Actor, Mode, Target
+from tracevault.events.record import Actor, Mode, Target
 
 Identity = Mapping[str, Any]
 

@@ -11,11 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from tracevault.errors import ConfigError, KeyStoreError, ValidationError
-from tracevault.event.data_key import ENVELOPE, KeyCache, Path, is_envelope, place_of
-from tracevault.event.mask import fold
-from tracevault.event.payload import EXACT, MAX_DEPTH, Encoder, Refused, Walk, decode, jsonb_text, too_deep
-from tracevault.event.record import GENERATED_COLUMNS, AuditRecord
-from tracevault.event.rules import got, printable
+from tracevault.events.data_key import ENVELOPE, KeyCache, Path, is_envelope, place_of
+from tracevault.events.mask import fold
+from tracevault.events.payload import EXACT, MAX_DEPTH, Encoder, Refused, Walk, decode, jsonb_text, too_deep
+from tracevault.events.record import GENERATED_COLUMNS, AuditRecord
+from tracevault.events.rules import got, printable
 
 _log = logging.getLogger("tracevault")
 

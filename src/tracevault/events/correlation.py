@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from uuid import uuid4
 
-from tracevault.event.payload import has_surrogate
-from tracevault.event.record import limit_of
+from tracevault.events.payload import has_surrogate
+from tracevault.events.record import limit_of
 
 CORRELATION_ID_HEADER = "X-Correlation-Id"
 

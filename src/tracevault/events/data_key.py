@@ -22,8 +22,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from uuid import UUID
 
 from tracevault.errors import ConfigError, KeyStoreError, TracevaultError
-from tracevault.event.payload import has_surrogate
-from tracevault.event.rules import got
+from tracevault.events.payload import has_surrogate
+from tracevault.events.rules import got
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
