@@ -29,6 +29,7 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
+from tracevault.events.context import context, current_context, propagation_headers, set_context
 from tracevault.events.correlation import (
     random_correlation_id,
     read_correlation_id_header,
@@ -40,6 +41,7 @@ from tracevault.events.event import AuditEvent
 from tracevault.events.history import Change, FieldChange, History
 from tracevault.events.mask import DEFAULT_MASK_VALUE, mask
 from tracevault.events.record import Actor, AuditRecord, Target
+from tracevault.events.trace import read_traceparent_header
 from tracevault.flows.aggregate import Bucket, Facet, Facets, Histogram
 from tracevault.flows.read import Count, Page
 from tracevault.integrity.report import Report, Verdict
@@ -49,9 +51,11 @@ from tracevault.schema.indexes import DOCUMENTED_SEVERITY_LEVELS, SEVERITIES_FOR
 from tracevault.vault import (
     AsyncScope,
     AsyncTracevault,
+    AsyncUnitOfWork,
     Receipt,
     Scope,
     Tracevault,
+    UnitOfWork,
     start_tracevault,
     verify_export,
 )
@@ -90,6 +94,7 @@ __all__ = [
     "AsyncScope",
     "AsyncTail",
     "AsyncTracevault",
+    "AsyncUnitOfWork",
     "AuditEvent",
     "AuditQuery",
     "AuditRecord",
@@ -127,16 +132,22 @@ __all__ = [
     "Tracevault",
     "TracevaultError",
     "UndeliveredError",
+    "UnitOfWork",
     "ValidationError",
     "Verdict",
     "compute_diff",
+    "context",
+    "current_context",
     "format_query",
     "generate_init_sql",
     "mask",
     "parse_query",
+    "propagation_headers",
     "random_correlation_id",
     "read_correlation_id_header",
+    "read_traceparent_header",
     "resolve_correlation_id",
+    "set_context",
     "start_tracevault",
     "verify_export",
     "verify_proof",

@@ -91,6 +91,11 @@ class Config:
         "sync", '`"sync"`: `emit` returns after the commit; `"async"`: at once, background writers store it'
     )
     environment: str | None = _option(None, "stored with each event that names none; 1-128 characters")
+    context_sources: Sequence[Callable[[], Mapping[str, Any] | None]] = _option(
+        (),
+        "functions called for each event; what they return stands in for what neither the event nor a "
+        "`tracevault.context` gives",
+    )
     on_error: Callable[[Exception, Any], object] | None = _option(
         None,
         "called as `on_error(error, record)`, on the writer's thread, once for each async record that was lost",
@@ -411,12 +416,25 @@ def _check_flags(config: Config) -> None:
 def _check_callables(config: Config) -> None:
     for name in ("on_error", "writer_connect"):
         value = getattr(config, name)
-        if value is not None and not callable(value):
-            raise ConfigError(f"`{name}` must be callable, got {_shown(value)}", field=name)
-        # It would be called and never awaited. An object is as good as its __call__.
-        calls = (value, type(value).__call__)
-        if any(map(inspect.iscoroutinefunction, calls)) or any(map(inspect.isasyncgenfunction, calls)):
-            raise ConfigError(f"`{name}` runs on the writer's thread and cannot be a coroutine function", field=name)
+        if value is not None:
+            _check_callable(value, name, "runs on the writer's thread and")
+    sources = config.context_sources
+    if isinstance(sources, (str, bytes, Mapping)) or not isinstance(sources, Sequence):
+        raise ConfigError(
+            f"`context_sources` must be a list of functions, got {_shown(sources)}", field="context_sources"
+        )
+    for source in sources:
+        _check_callable(source, "context_sources", "holds what is called by every emit, blocking ones too, and")
+    _set(config, "context_sources", tuple(sources))
+
+
+def _check_callable(value: Any, name: str, because: str) -> None:
+    if not callable(value):
+        raise ConfigError(f"`{name}` must be callable, got {_shown(value)}", field=name)
+    # It would be called and never awaited. An object is as good as its __call__.
+    calls = (value, type(value).__call__)
+    if any(map(inspect.iscoroutinefunction, calls)) or any(map(inspect.isasyncgenfunction, calls)):
+        raise ConfigError(f"`{name}` {because} cannot be a coroutine function", field=name)
 
 
 def _check_numbers(config: Config) -> None:

@@ -12,14 +12,14 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import partial
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from tracevault.config import Config
@@ -85,6 +85,7 @@ _PATIENCE = 0.2
 # Seconds between looks whether an event is sealed.
 _SEAL_LOOK = 0.05
 _START = Place("starting")
+_LENDING = Place("lending a connection")
 
 
 class _PerProcess(Generic[T]):
@@ -121,6 +122,7 @@ class _Engine:
             config.environment,
             config.default_mode,
             None if keys is None or not config.encrypt_fields else Encryption(config.encrypt_fields, keys),
+            tuple(config.context_sources),
         )
         self.tables = config.tables
         self.state: Literal["new", "starting", "open", "closed"] = "new"
@@ -391,6 +393,17 @@ class AsyncEngine(_Engine):
             raise
         counters.add(in_flight=-len(batch), delivered=len(batch))
 
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """Lend a connection that writes, for a caller's own transaction."""
+        self.check_open()
+        if not self._at_home():
+            raise TracevaultError(
+                "connections belong to the event loop that started the vault: start another vault in this loop"
+            )
+        async with lent_async(*self._write, _LENDING, self.config.timeout) as connection:
+            yield connection
+
     async def store(self, write: Write) -> None:
         if self._at_home():
             # In a task of its own: a cancelled emit is stored all the same, or not, but never leaves a statement
@@ -643,6 +656,13 @@ class BlockingEngine(_Engine):
             self._count_failure(error, len(batch))
             raise
         counters.add(in_flight=-len(batch), delivered=len(batch))
+
+    @contextmanager
+    def lent(self) -> Iterator[Connection[Any]]:
+        """Lend a connection that writes, for a caller's own transaction."""
+        self.check_open()
+        with lent(*self._pools.get()[0], _LENDING, self.config.timeout) as connection:
+            yield connection
 
     def store(self, write: Write) -> None:
         store(*self._pools.get()[0], write, self.config.timeout)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
 from uuid import UUID
@@ -143,6 +144,9 @@ class AsyncScope:
         savepoint: bool = False,
     ) -> list[Receipt]:
         """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        return await self._emit_many(events, connection, allow_autocommit, savepoint)
+
+    async def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:
         self._engine.check_open()
         batch = await self._batch(events)
         if connection is not None:
@@ -256,6 +260,35 @@ class AsyncScope:
                 await run_async(connection, flow, self._place)
 
 
+class AsyncUnitOfWork(AsyncScope):
+    """A scope whose emits go into one transaction; see `AsyncTracevault.unit_of_work`."""
+
+    def __init__(self, engine: AsyncEngine, name: str, connection: AsyncConnection[Any]) -> None:
+        super().__init__(engine, name, engine.table_of(name))
+        self.connection = connection
+        """The connection, for the statements that belong to the same transaction."""
+
+    def get_scope(self, name: str) -> AsyncUnitOfWork:
+        """Return another scope of the vault, in the same transaction."""
+        return AsyncUnitOfWork(self._engine, name, self.connection)
+
+    async def _emit(
+        self,
+        prepare_event: Callable[..., Prepared],
+        event: Any,
+        fields: Mapping[str, Any],
+        connection: Any,
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> Receipt:
+        connection = self.connection if connection is None else connection
+        return await super()._emit(prepare_event, event, fields, connection, allow_autocommit, savepoint)
+
+    async def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:
+        connection = self.connection if connection is None else connection
+        return await super()._emit_many(events, connection, allow_autocommit, savepoint)
+
+
 class AsyncTracevault(AsyncScope):
     """An audit log for asyncio: its default scope, with the others and the connections.
 
@@ -300,6 +333,17 @@ class AsyncTracevault(AsyncScope):
         if name not in self._scopes:
             self._scopes[name] = AsyncScope(self._engine, name, self._engine.table_of(name))
         return self._scopes[name]
+
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator[AsyncUnitOfWork]:
+        """Lend a connection of the vault's in a transaction: committed at the end, rolled back by an exception.
+
+        What ``unit.connection`` executes and what ``unit.emit`` stores happen together or not at all; ``audit.emit`` is
+        independent of it, so that a denial stays. Errors of the commit are psycopg's. Raises `DriverError` if no
+        connection can be had.
+        """
+        async with self._engine.lent() as connection, connection.transaction():
+            yield AsyncUnitOfWork(self._engine, self.name, connection)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until every async record accepted so far, of all scopes, is in the database.
@@ -381,6 +425,9 @@ class Scope:
         savepoint: bool = False,
     ) -> list[Receipt]:
         """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        return self._emit_many(events, connection, allow_autocommit, savepoint)
+
+    def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:
         self._engine.check_open()
         batch = Batch(events, self._engine.settings)
         if connection is not None:
@@ -469,6 +516,35 @@ class Scope:
                 run(connection, flow, self._place)
 
 
+class UnitOfWork(Scope):
+    """A scope whose emits go into one transaction; see `Tracevault.unit_of_work`."""
+
+    def __init__(self, engine: BlockingEngine, name: str, connection: Connection[Any]) -> None:
+        super().__init__(engine, name, engine.table_of(name))
+        self.connection = connection
+        """The connection, for the statements that belong to the same transaction."""
+
+    def get_scope(self, name: str) -> UnitOfWork:
+        """Return another scope of the vault, in the same transaction."""
+        return UnitOfWork(self._engine, name, self.connection)
+
+    def _emit(
+        self,
+        prepare_event: Callable[..., Prepared],
+        event: Any,
+        fields: Mapping[str, Any],
+        connection: Any,
+        allow_autocommit: bool,
+        savepoint: bool,
+    ) -> Receipt:
+        connection = self.connection if connection is None else connection
+        return super()._emit(prepare_event, event, fields, connection, allow_autocommit, savepoint)
+
+    def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:
+        connection = self.connection if connection is None else connection
+        return super()._emit_many(events, connection, allow_autocommit, savepoint)
+
+
 class Tracevault(Scope):
     """An audit log for blocking code: its default scope, with the others and the connections.
 
@@ -506,6 +582,12 @@ class Tracevault(Scope):
         if name not in self._scopes:
             self._scopes[name] = Scope(self._engine, name, self._engine.table_of(name))
         return self._scopes[name]
+
+    @contextmanager
+    def unit_of_work(self) -> Iterator[UnitOfWork]:
+        """Like `AsyncTracevault.unit_of_work`."""
+        with self._engine.lent() as connection, connection.transaction():
+            yield UnitOfWork(self._engine, self.name, connection)
 
     def flush(self, timeout: float | None = None) -> None:
         """Like `AsyncTracevault.flush`."""

@@ -15,12 +15,12 @@ vaults = Vaults()
 at_load = vaults.emit_all("loaded")
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task
 def emit() -> tuple[int, Receipts]:
     return os.getpid(), vaults.emit_all("worked", 1)
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task
 def loaded() -> Receipts:
     return at_load
 

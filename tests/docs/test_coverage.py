@@ -16,7 +16,7 @@ from tracevault.events.prepare import DIFF_FIELDS, EVENT_FIELDS
 from tracevault.events.record import BY_NAME
 from tracevault.schema.filters import FIND_FILTERS
 
-DOCS = "\n".join(page.read_text() for page in PAGES if page.parent.name == "docs")
+DOCS = "\n".join(page.read_text() for page in PAGES if page.is_relative_to(ROOT / "docs"))
 COMMANDS = (ROOT / "docs" / "command-line.md").read_text()
 
 METHODS = {

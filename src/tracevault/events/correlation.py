@@ -25,10 +25,9 @@ def read_correlation_id_header(headers: Headers) -> str | None:
     ``request.headers.get``. The value comes from outside: store it, do not trust it. One that PostgreSQL cannot
     hold (U+0000, lone surrogates) counts as missing: a request must not be able to keep its events out of the log.
     """
-    value = headers(CORRELATION_ID_HEADER) if callable(headers) else _lookup(headers)
-    if not isinstance(value, str):
+    value = header(headers, CORRELATION_ID_HEADER)
+    if value is None:
         return None
-    value = value.strip()
     if not 0 < len(value) <= limit_of("correlation_id") or "\0" in value or has_surrogate(value):
         return None
     return value
@@ -39,8 +38,14 @@ def resolve_correlation_id(headers: Headers) -> str:
     return read_correlation_id_header(headers) or random_correlation_id()
 
 
-def _lookup(headers: Mapping[str, str]) -> str | None:
-    if CORRELATION_ID_HEADER in headers:
-        return headers[CORRELATION_ID_HEADER]
-    name = CORRELATION_ID_HEADER.lower()
+def header(headers: Headers, name: str) -> str | None:
+    """Return a header, trimmed; None if it is missing, or no text."""
+    value = headers(name) if callable(headers) else _lookup(headers, name)
+    return value.strip() if isinstance(value, str) else None
+
+
+def _lookup(headers: Mapping[str, str], name: str) -> str | None:
+    if name in headers:
+        return headers[name]
+    name = name.lower()
     return next((value for key, value in headers.items() if isinstance(key, str) and key.lower() == name), None)

@@ -15,16 +15,17 @@ from uuid import UUID
 
 from tracevault.errors import ValidationError
 from tracevault.events import rules
+from tracevault.events.context import Source, ambient, completed
 from tracevault.events.data_key import subject_of
 from tracevault.events.diff import compute_diff
 from tracevault.events.encrypt import Encryption, EventCipher
 from tracevault.events.event import AuditEvent, DiffFields
+from tracevault.events.identity import identity
 from tracevault.events.ids import uuid7
 from tracevault.events.payload import EXACT, Encoder, decode, jsonb_text, utf8_length
 from tracevault.events.record import (
     BY_NAME,
     GENERATED_COLUMNS,
-    IDENTITY_BYTES,
     INSERT_COLUMNS,
     MODES,
     Actor,
@@ -58,6 +59,7 @@ class Settings:
     environment: str | None
     default_mode: str
     encryption: Encryption | None = None
+    sources: tuple[Source, ...] = ()
 
 
 class Prepared(NamedTuple):
@@ -72,13 +74,23 @@ class Prepared(NamedTuple):
     """The caller said when it occurred, so the time is part of the event's content."""
 
 
-def prepare(event: Any, fields: Mapping[str, Any], settings: Settings, *, mode: str | None = None) -> Prepared:
+def prepare(
+    event: Any,
+    fields: Mapping[str, Any],
+    settings: Settings,
+    *,
+    mode: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> Prepared:
     """Return ``event`` (its name, or a mapping of all fields) with keyword ``fields``, ready to be stored.
 
-    ``mode``, where given, takes the place of the vault's default, and another one in the event is refused.
+    ``mode``, where given, takes the place of the vault's default, and another one in the event is refused. What the
+    event does not give comes from ``context``, by default the one that is current here.
     Raises `ValidationError` whose ``field`` is the path of the first offender.
     """
     values = _merge(event, fields, EVENT_FIELDS)
+    context = ambient(settings.sources) if context is None else context
+    values = completed(values, context) if context else values
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
     data, encoder = values.get("data"), settings.encoder
@@ -98,6 +110,8 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
     Differences are found before masking, so that a changed secret shows as a change of masked values.
     """
     values = _merge(event, fields, DIFF_FIELDS)
+    context = ambient(settings.sources)
+    values = completed(values, context) if context else values
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     encoder = settings.encoder
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
@@ -128,6 +142,7 @@ class Batch(Sequence[Prepared]):
             raise ValidationError(f"`events` must be a list of events, got {rules.got(events)}", field="events")
         self._events = list(events)
         self._settings = settings
+        self._context = ambient(settings.sources) or {}
         self._prepared: list[Prepared] = []
         self.given_ids = any(isinstance(event, Mapping) and event.get("id") is not None for event in self._events)
         if now:
@@ -138,7 +153,7 @@ class Batch(Sequence[Prepared]):
         prepared, settings = self._prepared, self._settings
         for place in range(len(prepared), len(self._events) if count is None else min(count, len(self._events))):
             try:
-                prepared.append(prepare(self._events[place], {}, settings, mode="sync"))
+                prepared.append(prepare(self._events[place], {}, settings, mode="sync", context=self._context))
             except ValidationError as error:
                 field = f"events[{place}]" + (f".{error.field}" if error.field else "")
                 failure = ValidationError(f"events[{place}]: {error}", field=field)
@@ -205,8 +220,8 @@ def _finish(
     get = values.get
     row = _NOTHING_GIVEN.copy()
     row["event"], row["data"] = name, data_text
-    row["actor_id"], row["actor_type"] = _identity(get("actor"), "actor", Actor)
-    row["target_id"], row["target_type"] = _identity(get("target"), "target", Target)
+    row["actor_id"], row["actor_type"] = identity(get("actor"), "actor", Actor)
+    row["target_id"], row["target_type"] = identity(get("target"), "target", Target)
 
     mode = get("mode")
     if mode is None:
@@ -256,7 +271,7 @@ def _subject(values: Mapping[str, Any]) -> str | None:
     value = values.get("subject")
     if not isinstance(value, str):
         field = "target" if value is None else "subject"
-        id_, type_ = _identity(values.get(field), field, Target)
+        id_, type_ = identity(values.get(field), field, Target)
         return None if id_ is None or type_ is None else subject_of(type_, id_)
     value = rules.text(value, "subject", 2 * _IDENTITY_LIMIT + 1)
     type_, slash, id_ = value.partition("/")
@@ -275,30 +290,6 @@ def awaits_no_key(event: Any, fields: Mapping[str, Any], encryption: Encryption)
     except ValidationError:
         return True
     return subject is None or encryption.keys.has(subject)
-
-
-def _identity(value: Any, field: str, kind: type[Actor | Target]) -> tuple[str | None, str | None]:
-    if value is None:
-        return None, None
-    if type(value) is dict or isinstance(value, Mapping):
-        id_, type_ = value.get("id"), value.get("type")
-    elif isinstance(value, kind):
-        id_, type_ = value.id, value.type
-    else:
-        raise ValidationError(
-            f'`{field}` must be {{"id": ..., "type": ...}} or {kind.__name__}(id, type), got {rules.got(value)}',
-            field=field,
-        )
-    id_ = rules.text(id_, field + ".id", _IDENTITY_LIMIT, blank=False)
-    type_ = rules.text(type_, field + ".type", _IDENTITY_LIMIT, blank=False)
-    # A character takes four bytes at most, so short ones need not be measured.
-    if (len(id_) + len(type_)) * 4 > IDENTITY_BYTES and utf8_length(id_) + utf8_length(type_) > IDENTITY_BYTES:
-        raise ValidationError(
-            f"`{field}.id` and `{field}.type` together must not exceed {IDENTITY_BYTES:,} bytes of UTF-8: "
-            "an index entry holds no more",
-            field=field,
-        )
-    return id_, type_
 
 
 def _check_size(data_text: str, meta_text: str, most: int) -> None:

@@ -1,6 +1,6 @@
 """The record: one field per column of the audit table. THE column table; everything else derives from it.
 
-DDL and migrations (``schema``), INSERT and COPY and SELECT (``flows``), limits (``event.prepare``), filters'
+DDL and migrations (``schema``), INSERT and COPY and SELECT (``flows``), limits (``events.prepare``), filters'
 limits, and the table in ``docs/data-model.md`` are all read off the annotations below. To change a column,
 change it here.
 """

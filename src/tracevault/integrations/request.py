@@ -1,0 +1,134 @@
+"""What an HTTP request says about itself, for every web framework: ids, the client's address and its user agent.
+
+Everything in a request comes from outside: a value that could not be stored, or is too long, counts as missing; an
+address is believed from a proxy alone that was declared trusted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from os import urandom
+from typing import Any, Protocol
+
+from tracevault import ConfigError, read_traceparent_header
+
+CORRELATION_ID = "x-correlation-id"
+REQUEST_ID = "x-request-id"
+FORWARDED_FOR = "x-forwarded-for"
+
+# What an id may look like that is taken from a request, logged, and sent back: visible ASCII, no more than this.
+_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
+_LONGEST_AGENT = 512
+# Addresses in one header that are looked at.
+_HOPS = 32
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+GetHeader = Callable[[str], str | None]
+
+
+class ReadRequest(Protocol):
+    """Returns a request's fields for `tracevault.context`; see `request_reader`."""
+
+    def __call__(self, header: GetHeader, peer: str | None) -> dict[str, Any]:
+        """Read a request whose headers ``header`` returns, by lower-case name, and that ``peer`` has sent."""
+
+
+def request_reader(trusted_proxies: Iterable[str] = ()) -> ReadRequest:
+    """Return the function that reads a request.
+
+    ``trusted_proxies`` are addresses, networks (``10.0.0.0/8``) or ``"unix"``, for a server that listens on a Unix
+    socket. ``X-Forwarded-For`` is read from its end, as far as it was written by them; without them it is ignored.
+    Raises `ConfigError` for what is neither.
+    """
+    networks, unix = _networks(trusted_proxies)
+
+    @lru_cache(maxsize=1024)
+    def is_trusted(address: str) -> bool:
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        return any(found in network for network in networks)
+
+    def client(header: GetHeader, peer: str | None) -> str | None:
+        if not (unix if peer is None else bool(networks) and is_trusted(peer)):
+            return peer
+        address = peer
+        for hop in reversed((header(FORWARDED_FOR) or "").rsplit(",", _HOPS)[-_HOPS:]):
+            given = _address(hop.strip())
+            if given is None:
+                break
+            address = given
+            if not is_trusted(address):
+                break
+        return address
+
+    def read(header: GetHeader, peer: str | None) -> dict[str, Any]:
+        meta: dict[str, Any] = {}
+        address = client(header, peer)
+        if address is not None:
+            meta["ip"] = address
+        agent = header("user-agent")
+        if agent is not None and agent.isprintable() and agent.isascii():
+            meta["user_agent"] = agent[:_LONGEST_AGENT]
+        fields: dict[str, Any] = {
+            "correlation_id": _id(header(CORRELATION_ID)),
+            "request_id": _id(header(REQUEST_ID)),
+            "meta": meta,
+        }
+        if header("traceparent") is not None:
+            fields["traceparent"] = read_traceparent_header(header)
+        return fields
+
+    return read
+
+
+def is_id(value: object) -> bool:
+    """Whether an id may go out in a header: an application can have set another one in the context."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def _id(given: str | None) -> str:
+    # 32 hex digits from the system's generator: as unpredictable as a UUID of version 4, and cheaper to write.
+    return given if given is not None and _ID.fullmatch(given) else urandom(16).hex()
+
+
+def _address(text: str) -> str | None:
+    """Return an address of ``X-Forwarded-For`` without its port; None for what is no address."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _networks(proxies: Iterable[str]) -> tuple[tuple[Network, ...], bool]:
+    if isinstance(proxies, (str, bytes)):
+        raise ConfigError(
+            '`trusted_proxies` must be a list of addresses and networks: ["10.0.0.0/8"]', field="trusted_proxies"
+        )
+    networks, unix = [], False
+    for proxy in proxies:
+        if proxy == "unix":
+            unix = True
+            continue
+        try:
+            networks.append(ipaddress.ip_network(proxy))
+        except (ValueError, TypeError):
+            problem = True
+        else:
+            problem = False
+        if problem:
+            raise ConfigError(
+                f'`trusted_proxies` must hold addresses, networks as 10.0.0.0/8, or "unix", got {str(proxy)[:64]!r}',
+                field="trusted_proxies",
+            )
+    return tuple(networks), unix

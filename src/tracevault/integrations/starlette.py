@@ -1,0 +1,163 @@
+"""Starlette and FastAPI: a context for each request, and dependencies for the vault and a transaction.
+
+Pure ASGI, so that what an endpoint sets is seen outside of it, and nothing is buffered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from functools import partial
+from typing import Any
+
+from tracevault import AsyncTracevault, AsyncUnitOfWork, ConfigError, TracevaultError, context, current_context
+from tracevault.integrations.request import is_id, request_reader
+
+try:
+    from starlette.requests import HTTPConnection
+except ImportError as error:
+    message = 'this needs Starlette: pip install "tracevault[starlette]"'
+    raise ImportError(message) from error
+
+REQUEST_EVENT = "http.request"
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Of = Callable[[HTTPConnection], Any]
+
+_log = logging.getLogger("tracevault")
+_KEY = "tracevault"
+_HEADER = b"x-correlation-id"
+_BEGINS = frozenset({"http.response.start", "websocket.accept"})
+
+
+class AuditMiddleware:
+    """Opens a `tracevault.context` for each HTTP request and websocket, and answers with its correlation id.
+
+    ``actor`` and ``tenant_id`` are functions of the connection, called when an event is emitted: who is logged in is
+    known later than the request. ``trusted_proxies``: see `request_reader`; ``meta.ip`` is the client's address.
+    ``audit_requests`` are methods (``"POST"``) and paths (``"/admin/*"``, a ``*`` at the end stands for anything):
+    each such request is an event ``http.request``, stored before its answer begins, so that no answer goes out
+    unrecorded.
+
+    After an exception the context stays in the task that served the request, for the handlers outside of this.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        audit: AsyncTracevault,
+        *,
+        actor: Of | None = None,
+        tenant_id: Of | None = None,
+        trusted_proxies: Iterable[str] = (),
+        audit_requests: Iterable[str] = (),
+    ) -> None:
+        self.app = app
+        self.audit = audit
+        self._read = request_reader(trusted_proxies)
+        self._of = {name: of for name, of in (("actor", actor), ("tenant_id", tenant_id)) if of is not None}
+        self._audited = _selection(audit_requests)
+
+    async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        """Serve one connection."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        scope[_KEY] = self.audit
+        headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416 - the first one counts
+        peer = scope.get("client")
+        fields = self._read(partial(_header, headers), peer[0] if peer else None)
+        if self._of:
+            connection = HTTPConnection(scope)
+            fields |= {name: partial(of, connection) for name, of in self._of.items()}
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if message["type"] in _BEGINS:
+                if not begun and scope["type"] == "http" and self._audited(scope):
+                    await self._record(scope, message["status"])
+                begun = True
+                message["headers"] = [*message.get("headers", ()), *_answer(message)]
+            await send(message)
+
+        opened = context(inherit=False, **fields)
+        opened.__enter__()
+        try:
+            await self.app(scope, receive, sending)
+        except Exception:
+            if not begun and scope["type"] == "http" and self._audited(scope):
+                await self._record_failure(scope)
+            raise
+        else:
+            opened.__exit__(None, None, None)
+
+    async def _record(self, scope: Scope, status: int) -> None:
+        data = {"method": scope["method"], "path": scope["path"], "status": status}
+        route = getattr(scope.get("route"), "path", None)
+        if route is not None:
+            data["route"] = route
+        await self.audit.emit(REQUEST_EVENT, data={**data, "outcome": "success" if status < 400 else "failure"})
+
+    async def _record_failure(self, scope: Scope) -> None:
+        try:
+            await self._record(scope, 500)
+        except TracevaultError:
+            _log.exception("that a request failed could not be recorded")  # the failure itself says more
+
+
+def get_audit(connection: HTTPConnection) -> AsyncTracevault:
+    """Return the vault of the middleware: a dependency for FastAPI, a function for Starlette."""
+    try:
+        return connection.scope[_KEY]  # type: ignore[no-any-return]
+    except KeyError:
+        missing = True
+    assert missing
+    raise TracevaultError("the application has no AuditMiddleware: app.add_middleware(AuditMiddleware, audit=audit)")
+
+
+async def get_unit_of_work(connection: HTTPConnection) -> AsyncIterator[AsyncUnitOfWork]:
+    """Yield the request's transaction: a dependency for FastAPI; `AsyncTracevault.unit_of_work` has the rules.
+
+    It is committed when the endpoint returns and rolled back when it raises. FastAPI from 0.118 on ends dependencies
+    after the answer has been sent, unless told otherwise: ``Depends(get_unit_of_work, scope="function")``.
+    """
+    async with get_audit(connection).unit_of_work() as unit:
+        yield unit
+
+
+def _header(headers: Mapping[bytes, bytes], name: str) -> str | None:
+    value = headers.get(name.encode())
+    return None if value is None else value.decode("latin-1")
+
+
+def _answer(message: Message) -> Iterable[tuple[bytes, bytes]]:
+    """Return the header to add, unless the application has answered with one itself."""
+    id_ = current_context("correlation_id").get("correlation_id")
+    if id_ is None or not is_id(id_) or any(name.lower() == _HEADER for name, _ in message.get("headers", ())):
+        return ()
+    return ((_HEADER, id_.encode()),)
+
+
+def _selection(patterns: Iterable[str]) -> Callable[[Scope], bool]:
+    if isinstance(patterns, str):
+        raise ConfigError('`audit_requests` must be a list: ["POST", "/admin/*"]', field="audit_requests")
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not (pattern.startswith("/") or (pattern.isalpha() and pattern.isupper())):
+            raise ConfigError(
+                f'`audit_requests` must hold methods as "POST" and paths as "/admin/*", got {str(pattern)[:64]!r}',
+                field="audit_requests",
+            )
+    methods = frozenset(pattern for pattern in patterns if not pattern.startswith("/"))
+    paths = frozenset(pattern for pattern in patterns if pattern.startswith("/") and not pattern.endswith("*"))
+    prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.startswith("/") and pattern.endswith("*"))
+
+    def selected(scope: Scope) -> bool:
+        if not patterns:
+            return False
+        path = scope["path"]
+        return scope["method"] in methods or path in paths or (bool(prefixes) and path.startswith(prefixes))
+
+    return selected

@@ -1,0 +1,128 @@
+"""What the tests of integrations share: one server, and the examples started as a user would start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import servers
+from tests.conftest import rows
+from tests.docs.test_snippets import url as url_of
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+_BIN = Path(sys.executable).parent
+# Seconds in which an application has to answer.
+_PATIENCE = 30.0
+
+Start = Callable[..., "Started"]
+
+
+@pytest.fixture(scope="session")
+def server(running: Callable[[str], str]) -> str:
+    """Conninfo of the newest server alone: what frameworks do does not depend on its version."""
+    return running(servers.VERSIONS[0])
+
+
+@pytest.fixture
+def url(ready_dsn: str) -> str:
+    """URL of a database of the test's own, with audit_logs and audit_user_events in it."""
+    return url_of(ready_dsn)
+
+
+class Started:
+    """A process of an example: its output, and a client for what it serves."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, port: int) -> None:
+        self.process = process
+        self._output = output
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20.0, trust_env=False)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(errors="replace")
+
+    def await_http(self) -> None:
+        """Wait until it answers, whatever it says."""
+        self.await_true(self._answers)
+
+    def await_true(self, condition: Callable[[], Any]) -> Any:
+        """Wait until ``condition()`` is true, and return it; fail with the output if that does not happen."""
+        deadline = time.monotonic() + _PATIENCE
+        while not (found := condition()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self.process.args!r} is not ready\n{self.output}", pytrace=False)
+            time.sleep(0.05)
+        return found
+
+    def await_rows(self, dsn: str, query: str, *params: Any, count: int = 1) -> list[tuple[Any, ...]]:
+        """Wait until ``query`` returns at least ``count`` rows, and return them."""
+
+        def enough() -> list[tuple[Any, ...]] | None:
+            found = rows(dsn, query, *params)
+            return found if len(found) >= count else None
+
+        return self.await_true(enough)  # type: ignore[no-any-return]
+
+    def _answers(self) -> bool:
+        try:
+            self.http.get("/")
+        except httpx.TransportError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End it as an operator would, and wait."""
+        self.http.close()
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def start(url: str, tmp_path: Path) -> Iterator[Start]:
+    """A function that starts ``command`` in the folder ``examples/<example>``; ``{port}`` in it is a free port.
+
+    The first word is a program of this environment (``uvicorn``, ``flask``), or ``python``.
+    """
+    with ExitStack() as stack:
+
+        def run(example: str, *command: str, http: bool = True, **environment: str) -> Started:
+            port = _free_port()
+            program, *arguments = (word.replace("{port}", str(port)) for word in command)
+            output = tmp_path / f"{example}-{port}.txt"
+            with output.open("wb") as sink:
+                process = subprocess.Popen(
+                    [sys.executable if program == "python" else str(_BIN / program), *arguments],
+                    cwd=EXAMPLES / example,
+                    env={**os.environ, "DATABASE_URL_WRITE": url, "PYTHONUNBUFFERED": "1", **environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                )
+            started = Started(process, output, port)
+            stack.callback(started.stop)
+            if http:
+                started.await_http()
+            return started
+
+        yield run
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
