@@ -16,21 +16,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self,
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
-from psycopg.pq import TransactionStatus
 
 from tracevault.config import Config, config_from
 from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
 from tracevault.events.event import AuditEvent, DiffFields, EventFields
 from tracevault.events.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
-from tracevault.events.rules import got
-from tracevault.flows import Flow
-from tracevault.flows.write import insert, insert_many, needs_transaction, savepointed
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import run, run_async
 from tracevault.query import AsyncQuery, AuditQuery
-from tracevault.writer.direct import atomic, atomic_async
+from tracevault.writer.lent import write_on, write_on_async
 from tracevault.writer.stats import Stats
 
 if TYPE_CHECKING:
@@ -63,27 +58,26 @@ def _takes_options_of(
     return same
 
 
-def _check_connection(connection: Any, kind: type[Any], *, allow_autocommit: bool) -> bool:
-    """Check a caller's connection; return whether it is inside a transaction, or will be with a statement."""
-    if not isinstance(connection, kind):
-        raise ValidationError(
-            f"`connection` must be a psycopg.{kind.__name__} here, got {got(connection)}", field="connection"
-        )
-    if not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE:
-        return True
-    if not allow_autocommit:
-        raise ValidationError(
-            "`connection` is in autocommit mode and outside a transaction, so the event would not be bound to your "
-            "changes: emit inside `with connection.transaction():`, or pass allow_autocommit=True",
-            field="connection",
-        )
-    return False
-
-
 def _check_no_connection(*, allow_autocommit: bool, savepoint: bool) -> None:
     for name, value in (("allow_autocommit", allow_autocommit), ("savepoint", savepoint)):
         if value:
             raise ValidationError(f"`{name}` means something only with `connection`", field=name)
+
+
+def _emit_on(
+    scope: AsyncScope | Scope, connection: Any, batch: Sequence[Prepared], allow_autocommit: bool, savepoint: bool
+) -> list[Receipt]:
+    counters = scope._engine.writer.counters
+    counters.add(emitted=len(batch))
+    try:
+        inside = write_on(
+            connection, scope.table, batch, scope._place, allow_autocommit=allow_autocommit, savepoint=savepoint
+        )
+    except BaseException:
+        counters.add(raised=len(batch))
+        raise
+    counters.add(delivered=len(batch))
+    return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
 
 
 # --------------------------------------------------------------------------------------------- async
@@ -105,7 +99,7 @@ class AsyncScope:
         event: str | AuditEvent | Mapping[str, Any] | None = None,
         /,
         *,
-        connection: AsyncConnection[Any] | None = None,
+        connection: AsyncConnection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
         **fields: Unpack[EventFields],
@@ -127,7 +121,7 @@ class AsyncScope:
         event: str | Mapping[str, Any] | None = None,
         /,
         *,
-        connection: AsyncConnection[Any] | None = None,
+        connection: AsyncConnection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
         **fields: Unpack[DiffFields],
@@ -139,7 +133,7 @@ class AsyncScope:
         self,
         events: Iterable[str | AuditEvent | Mapping[str, Any]],
         *,
-        connection: AsyncConnection[Any] | None = None,
+        connection: AsyncConnection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
     ) -> list[Receipt]:
@@ -151,12 +145,23 @@ class AsyncScope:
         batch = await self._batch(events)
         if connection is not None:
             batch.prepare()  # before anything is said in the caller's transaction, which a refusal would end
-            flow = insert_many(self.table, batch)
-            return await self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
+            return await self._emit_on(connection, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
             await self._engine.emit_many(self.table, batch, self._place)
         return [Receipt(prepared.id, "database") for prepared in batch]
+
+    def emit_many_blocking(
+        self, events: Iterable[str | AuditEvent | Mapping[str, Any]], *, connection: Any, savepoint: bool = False
+    ) -> list[Receipt]:
+        """Like `emit_many` on a blocking ``connection``, for blocking code that async code runs.
+
+        An event hook of SQLAlchemy's is such code: under an AsyncSession it sees a Session.
+        """
+        self._engine.check_open()
+        batch = Batch(events, self._engine.settings)
+        batch.prepare()
+        return _emit_on(self, connection, batch, False, savepoint)
 
     async def await_sealed(self, id: UUID | str, timeout: float | None = None) -> int:  # noqa: A002
         """Wait until a signed checkpoint covers the event with this id; return the index of its leaf.
@@ -195,7 +200,7 @@ class AsyncScope:
         prepare_event: Callable[..., Prepared],
         event: Any,
         fields: Mapping[str, Any],
-        connection: AsyncConnection[Any] | None,
+        connection: Any,
         allow_autocommit: bool,
         savepoint: bool,
     ) -> Receipt:
@@ -209,8 +214,7 @@ class AsyncScope:
         else:
             prepared = await engine.apart(prepare_event, event, fields, settings, mode=mode)
         if connection is not None:
-            flow = insert(self.table, prepared)
-            return (await self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint))[0]
+            return (await self._emit_on(connection, [prepared], allow_autocommit, savepoint))[0]
         where = engine.put_now(self.name, self.table, prepared)
         if where is None:
             where = await engine.emit(self.name, self.table, prepared, self._place)
@@ -225,39 +229,19 @@ class AsyncScope:
         return batch
 
     async def _emit_on(
-        self,
-        connection: AsyncConnection[Any],
-        flow: Flow[Any],
-        batch: Sequence[Prepared],
-        allow_autocommit: bool,
-        savepoint: bool,
+        self, connection: Any, batch: Sequence[Prepared], allow_autocommit: bool, savepoint: bool
     ) -> list[Receipt]:
-        inside = _check_connection(connection, AsyncConnection, allow_autocommit=allow_autocommit)
         counters = self._engine.writer.counters
         counters.add(emitted=len(batch))
         try:
-            await self._write_on(connection, flow, batch, inside=inside, savepoint=savepoint)
+            inside = await write_on_async(
+                connection, self.table, batch, self._place, allow_autocommit=allow_autocommit, savepoint=savepoint
+            )
         except BaseException:
             counters.add(raised=len(batch))
             raise
         counters.add(delivered=len(batch))
         return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
-
-    async def _write_on(
-        self,
-        connection: AsyncConnection[Any],
-        flow: Flow[Any],
-        batch: Sequence[Prepared],
-        *,
-        inside: bool,
-        savepoint: bool,
-    ) -> None:
-        several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
-        if batch and inside:
-            await run_async(connection, savepointed(flow) if savepoint or several else flow, self._place)
-        elif batch:
-            async with atomic_async(connection, self._place, needed=several):
-                await run_async(connection, flow, self._place)
 
 
 class AsyncUnitOfWork(AsyncScope):
@@ -395,7 +379,7 @@ class Scope:
         event: str | AuditEvent | Mapping[str, Any] | None = None,
         /,
         *,
-        connection: Connection[Any] | None = None,
+        connection: Connection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
         **fields: Unpack[EventFields],
@@ -408,7 +392,7 @@ class Scope:
         event: str | Mapping[str, Any] | None = None,
         /,
         *,
-        connection: Connection[Any] | None = None,
+        connection: Connection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
         **fields: Unpack[DiffFields],
@@ -420,7 +404,7 @@ class Scope:
         self,
         events: Iterable[str | AuditEvent | Mapping[str, Any]],
         *,
-        connection: Connection[Any] | None = None,
+        connection: Connection[Any] | Any = None,
         allow_autocommit: bool = False,
         savepoint: bool = False,
     ) -> list[Receipt]:
@@ -432,8 +416,7 @@ class Scope:
         batch = Batch(events, self._engine.settings)
         if connection is not None:
             batch.prepare()  # before anything is said in the caller's transaction, which a refusal would end
-            flow = insert_many(self.table, batch)
-            return self._emit_on(connection, flow, batch, allow_autocommit, savepoint)
+            return _emit_on(self, connection, batch, allow_autocommit, savepoint)
         _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         if batch:
             self._engine.emit_many(self.table, batch, self._place)
@@ -462,7 +445,7 @@ class Scope:
         prepare_event: Callable[..., Prepared],
         event: Any,
         fields: Mapping[str, Any],
-        connection: Connection[Any] | None,
+        connection: Any,
         allow_autocommit: bool,
         savepoint: bool,
     ) -> Receipt:
@@ -470,8 +453,7 @@ class Scope:
         engine.check_open()
         if connection is not None:
             prepared = prepare_event(event, fields, engine.settings, mode="sync")
-            flow = insert(self.table, prepared)
-            return self._emit_on(connection, flow, [prepared], allow_autocommit, savepoint)[0]
+            return _emit_on(self, connection, [prepared], allow_autocommit, savepoint)[0]
         if allow_autocommit or savepoint:
             _check_no_connection(allow_autocommit=allow_autocommit, savepoint=savepoint)
         prepared = prepare_event(event, fields, engine.settings)
@@ -479,41 +461,6 @@ class Scope:
         if where is None:
             where = engine.emit(self.name, self.table, prepared, self._place)
         return Receipt(prepared.id, where)
-
-    def _emit_on(
-        self,
-        connection: Connection[Any],
-        flow: Flow[Any],
-        batch: Sequence[Prepared],
-        allow_autocommit: bool,
-        savepoint: bool,
-    ) -> list[Receipt]:
-        inside = _check_connection(connection, Connection, allow_autocommit=allow_autocommit)
-        counters = self._engine.writer.counters
-        counters.add(emitted=len(batch))
-        try:
-            self._write_on(connection, flow, batch, inside=inside, savepoint=savepoint)
-        except BaseException:
-            counters.add(raised=len(batch))
-            raise
-        counters.add(delivered=len(batch))
-        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
-
-    def _write_on(
-        self,
-        connection: Connection[Any],
-        flow: Flow[Any],
-        batch: Sequence[Prepared],
-        *,
-        inside: bool,
-        savepoint: bool,
-    ) -> None:
-        several = len(batch) > 1 and needs_transaction(batch)  # statements, for one batch
-        if batch and inside:
-            run(connection, savepointed(flow) if savepoint or several else flow, self._place)
-        elif batch:
-            with atomic(connection, self._place, needed=several):
-                run(connection, flow, self._place)
 
 
 class UnitOfWork(Scope):

@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Callable
-from typing import Any
-
-import httpx
-import pytest
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
-
-import tracevault
 from tests.conftest import rows
 from tests.integrations.conftest import Start
-from tracevault import AsyncTracevault, ConfigError, TracevaultError, start_tracevault
-from tracevault.integrations.starlette import AuditMiddleware, get_audit
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 

@@ -65,14 +65,14 @@ def _copy(table: str, rows: Iterable[bytes], count: int) -> Flow[int]:
     return 0
 
 
-def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False) -> Flow[int]:
+def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False, copies: bool = True) -> Flow[int]:
     """Store a batch: by COPY where no id can be taken yet, else by INSERT. Return how many were there already.
 
-    ``replay``: an earlier attempt may have stored some or all of it. Where `needs_transaction` says so, the caller
-    makes it one transaction.
+    ``replay``: an earlier attempt may have stored some or all of it. ``copies``: the connection can be said COPY to.
+    Where `needs_transaction` says so, the caller makes it one transaction.
     """
     taken = needs_transaction(batch, replay=replay)
-    if len(batch) >= COPY_FROM and not taken:
+    if len(batch) >= COPY_FROM and copies and not taken:
         return (yield from _copy(table, (encode_row(prepared.row) for prepared in batch), len(batch)))
     found = 0
     for chunk in _chunks(batch):
