@@ -152,7 +152,7 @@ async def test_an_async_connection_for_the_blocking_vault(ready_dsn: str) -> Non
     async with await AsyncConnection.connect(ready_dsn) as connection:
         vault = Tracevault(connection_string=ready_dsn, bootstrap=NO_DDL)
         with vault, pytest.raises(ValidationError, match=r"psycopg\.Connection"):
-            vault.emit("a", connection=connection)  # type: ignore[arg-type]
+            vault.emit("a", connection=connection)
 
 
 def test_savepoint_keeps_the_transaction_alive(face: OpenVault, ready_dsn: str) -> None:

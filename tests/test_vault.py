@@ -369,7 +369,7 @@ async def test_an_async_vault_that_is_not_started(dsn: str) -> None:
         scope.emit_many(["a"]),
         vault.flush(),
         vault.query.count(),
-        vault.emit("a", connection=object()),  # type: ignore[arg-type]
+        vault.emit("a", connection=object()),
     ):
         with pytest.raises(TracevaultError, match="not started"):
             await call

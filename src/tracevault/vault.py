@@ -137,7 +137,10 @@ class AsyncScope:
         allow_autocommit: bool = False,
         savepoint: bool = False,
     ) -> list[Receipt]:
-        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order.
+
+        An event with ``before`` or ``after`` is stored as `emit_diff` stores it.
+        """
         return await self._emit_many(events, connection, allow_autocommit, savepoint)
 
     async def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:
@@ -408,7 +411,10 @@ class Scope:
         allow_autocommit: bool = False,
         savepoint: bool = False,
     ) -> list[Receipt]:
-        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order."""
+        """Store all ``events`` in one transaction, or none; always synchronous. Receipts come in their order.
+
+        An event with ``before`` or ``after`` is stored as `emit_diff` stores it.
+        """
         return self._emit_many(events, connection, allow_autocommit, savepoint)
 
     def _emit_many(self, events: Any, connection: Any, allow_autocommit: bool, savepoint: bool) -> list[Receipt]:

@@ -277,7 +277,7 @@ async def test_the_other_kind_of_connection_is_refused(ready_dsn: str) -> None:
         with create_engine("sqlite://").connect() as sqlite, pytest.raises(ValidationError, match="PostgreSQL"):
             audit.emit("thing.made", connection=sqlite)
     async with start_tracevault(connection_string=ready_dsn, **NOTHING_BUT_THE_LOG) as vault:
-        with Session(create_engine(_url(ready_dsn, "psycopg"))) as blocking:
+        with Session(create_engine(_url(ready_dsn, "psycopg"), poolclass=NullPool)) as blocking:
             with pytest.raises(ValidationError, match="asyncpg's, SQLAlchemy's async ones"):
                 await vault.emit("thing.made", connection=blocking)
             # Which code that SQLAlchemy runs for an AsyncSession sees.

@@ -10,9 +10,9 @@ here is nearer to the event than the one that called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from inspect import iscoroutinefunction
 from typing import Any, TypedDict, Unpack
 
@@ -68,19 +68,26 @@ class _Holder:
 _current: ContextVar[_Holder | None] = ContextVar("tracevault_context", default=None)
 
 
-@contextmanager
-def context(*, inherit: bool = True, **fields: Unpack[ContextFields]) -> Iterator[None]:
-    """Give the events that are emitted inside the block these fields, where they do not name their own.
+class _Context:
+    """The block of one `context`."""
 
-    Contexts nest: the inner one wins, and ``meta`` is merged. ``inherit=False`` begins with nothing, as a worker or a
-    task does that outlives the request which started it. Raises `ValidationError` at once for a value that no event
-    could have.
-    """
-    holder = _Holder(_checked(fields), _current.get() if inherit else None)
-    token = _current.set(holder)
-    try:
-        yield
-    finally:
+    __slots__ = ("_fields", "_inherit", "_token")
+
+    def __init__(self, fields: dict[str, Any], inherit: bool) -> None:
+        self._fields = fields
+        self._inherit = inherit
+        self._token: Token[_Holder | None] | None = None
+
+    def __enter__(self) -> None:
+        """Begin the context."""
+        if self._token is not None:
+            raise TracevaultError("the context is entered already: make another one by `tracevault.context(...)`")
+        self._token = _current.set(_Holder(self._fields.copy(), _current.get() if self._inherit else None))
+
+    def __exit__(self, *_error: object) -> None:
+        """End it."""
+        token, self._token = self._token, None
+        assert token is not None
         try:
             _current.reset(token)
         except ValueError:
@@ -92,6 +99,16 @@ def context(*, inherit: bool = True, **fields: Unpack[ContextFields]) -> Iterato
                 "the context was left in another task or thread than it was entered in, so what ran in between did not "
                 "see it: a framework that runs the two halves of a generator apart wants `set_context` instead"
             )
+
+
+def context(*, inherit: bool = True, **fields: Unpack[ContextFields]) -> AbstractContextManager[None]:
+    """Give the events that are emitted inside the ``with`` block these fields, where they do not name their own.
+
+    Contexts nest: the inner one wins, and ``meta`` is merged. ``inherit=False`` begins with nothing, as a worker or a
+    task does that outlives the request which started it. Raises `ValidationError` at once for a value that no event
+    could have.
+    """
+    return _Context(_checked(fields), inherit)
 
 
 def set_context(**fields: Unpack[ContextFields]) -> None:

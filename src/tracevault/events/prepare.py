@@ -104,13 +104,20 @@ def prepare(
     return _finish(name, values, data_text, settings, mode, cipher)
 
 
-def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, mode: str | None = None) -> Prepared:
+def prepare_diff(
+    event: Any,
+    fields: Mapping[str, Any],
+    settings: Settings,
+    *,
+    mode: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> Prepared:
     """Like `prepare`, with ``before`` and ``after``, stored as ``data = {before, after, diff}``.
 
     Differences are found before masking, so that a changed secret shows as a change of masked values.
     """
     values = _merge(event, fields, DIFF_FIELDS)
-    context = ambient(settings.sources)
+    context = ambient(settings.sources) if context is None else context
     values = completed(values, context) if context else values
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     encoder = settings.encoder
@@ -128,7 +135,8 @@ def prepare_diff(event: Any, fields: Mapping[str, Any], settings: Settings, *, m
 
 
 class Batch(Sequence[Prepared]):
-    """The events of one `emit_many`, prepared when they are first asked for, and once.
+    """The events of one `emit_many`, prepared when they are first asked for, and once; those with ``before`` or
+    ``after`` as `emit_diff` takes them.
 
     So the database stores the first ones while the last ones are still prepared. The first few are prepared at
     once, unless ``now`` is False, and all of them where one has an id, as they then go another way. A refusal names
@@ -152,8 +160,11 @@ class Batch(Sequence[Prepared]):
         """Prepare the first ``count`` events, or all."""
         prepared, settings = self._prepared, self._settings
         for place in range(len(prepared), len(self._events) if count is None else min(count, len(self._events))):
+            event = self._events[place]
+            changes = isinstance(event, Mapping) and ("before" in event or "after" in event)
             try:
-                prepared.append(prepare(self._events[place], {}, settings, mode="sync", context=self._context))
+                one = prepare_diff if changes else prepare
+                prepared.append(one(event, {}, settings, mode="sync", context=self._context))
             except ValidationError as error:
                 field = f"events[{place}]" + (f".{error.field}" if error.field else "")
                 failure = ValidationError(f"events[{place}]: {error}", field=field)
