@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import Any
 
 import psycopg
@@ -31,7 +32,9 @@ class Face:
             return FacedTail(result, self)
         if hasattr(result, "__aiter__"):
             return self._iterated(result)
-        return self._runner.run(result) if self._runner is not None and inspect.iscoroutine(result) else result
+        if self._runner is None or not inspect.iscoroutine(result):
+            return result
+        return self._runner.run(result, context=copy_context())  # of the caller, as one that awaits has
 
     def _iterated(self, items: Any) -> Iterator[Any]:
         assert self._runner is not None

@@ -29,7 +29,7 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
-from tracevault.events.context import context, current_context, propagation_headers, set_context
+from tracevault.events.context import ContextFields, context, current_context, propagation_headers, set_context
 from tracevault.events.correlation import (
     random_correlation_id,
     read_correlation_id_header,
@@ -101,6 +101,7 @@ __all__ = [
     "Bucket",
     "Change",
     "ConfigError",
+    "ContextFields",
     "Count",
     "DirectoryKeyStore",
     "DriverError",

@@ -11,10 +11,9 @@ here is nearer to the event than the one that called.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from inspect import iscoroutinefunction
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 from tracevault.errors import TracevaultError, ValidationError
 from tracevault.events import rules
@@ -55,60 +54,68 @@ _LIMITS = {name: limit_of(name) for name in ("tenant_id", "correlation_id", "req
 _SOURCED = frozenset({"actor", "on_behalf_of", "trace_id", "span_id", "meta", *_LIMITS})
 
 
-class _Holder:
-    """The fields of one context, and the context around it."""
+class context:  # noqa: N801 - it is used like a function: `with context(...):`
+    """Give the events that are emitted inside the ``with`` block these fields, where they do not name their own.
 
-    __slots__ = ("fields", "outer")
+    Contexts nest: the inner one wins, and ``meta`` is merged. ``inherit=False`` begins with nothing, as a worker or a
+    task does that outlives the request which started it. Instead of fields there may be a function that returns them:
+    it is called once, when they are first needed. Raises `ValidationError` for a value that no event could have, at
+    once, or when the function has returned it.
+    """
 
-    def __init__(self, fields: dict[str, Any], outer: _Holder | None) -> None:
-        self.fields = fields
-        self.outer = outer
+    __slots__ = ("_fields", "_inherit", "_load", "_outer", "_token")
 
-
-_current: ContextVar[_Holder | None] = ContextVar("tracevault_context", default=None)
-
-
-class _Context:
-    """The block of one `context`."""
-
-    __slots__ = ("_fields", "_inherit", "_token")
-
-    def __init__(self, fields: dict[str, Any], inherit: bool) -> None:
-        self._fields = fields
+    def __init__(
+        self,
+        load: Callable[[], ContextFields] | None = None,
+        /,
+        *,
+        inherit: bool = True,
+        **fields: Unpack[ContextFields],
+    ) -> None:
+        """Check the fields; the context begins with the block."""
+        self._fields: dict[str, Any] | None = None if load is not None else _checked(fields)
+        self._load = load
         self._inherit = inherit
-        self._token: Token[_Holder | None] | None = None
+        self._outer: context | None = None
+        self._token: Token[context | None] | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         """Begin the context."""
         if self._token is not None:
             raise TracevaultError("the context is entered already: make another one by `tracevault.context(...)`")
-        self._token = _current.set(_Holder(self._fields.copy(), _current.get() if self._inherit else None))
+        if self._inherit:
+            self._outer = _current.get()
+        self._token = _current.set(self)
+        return self
 
     def __exit__(self, *_error: object) -> None:
         """End it."""
         token, self._token = self._token, None
-        assert token is not None
         try:
-            _current.reset(token)
+            _current.reset(token)  # type: ignore[arg-type] # it was entered
+            return
         except ValueError:
-            misplaced = True
-        else:
-            misplaced = False
-        if misplaced:
-            raise TracevaultError(
-                "the context was left in another task or thread than it was entered in, so what ran in between did not "
-                "see it: a framework that runs the two halves of a generator apart wants `set_context` instead"
-            )
+            pass
+        raise TracevaultError(
+            "the context was left in another task or thread than it was entered in, so what ran in between did not "
+            "see it: a framework that runs the two halves of a generator apart wants `set_context` instead"
+        )
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the fields are known: False while nobody has needed those that a function is to return."""
+        return self._fields is not None
+
+    def _own(self) -> dict[str, Any]:
+        """Return the fields of this context alone."""
+        if self._fields is None:
+            assert self._load is not None
+            self._fields = _checked(cast("Mapping[str, Any]", self._load()))
+        return self._fields
 
 
-def context(*, inherit: bool = True, **fields: Unpack[ContextFields]) -> AbstractContextManager[None]:
-    """Give the events that are emitted inside the ``with`` block these fields, where they do not name their own.
-
-    Contexts nest: the inner one wins, and ``meta`` is merged. ``inherit=False`` begins with nothing, as a worker or a
-    task does that outlives the request which started it. Raises `ValidationError` at once for a value that no event
-    could have.
-    """
-    return _Context(_checked(fields), inherit)
+_current: ContextVar[context | None] = ContextVar("tracevault_context", default=None)
 
 
 def set_context(**fields: Unpack[ContextFields]) -> None:
@@ -120,10 +127,11 @@ def set_context(**fields: Unpack[ContextFields]) -> None:
     if holder is None:
         raise TracevaultError("there is no context to add to: open one by `with tracevault.context(...):`")
     checked = _checked(fields)
-    meta, given = holder.fields.get("meta"), checked.get("meta")
+    own = holder._own()
+    meta, given = own.get("meta"), checked.get("meta")
     if meta is not None and given is not None:
         checked["meta"] = (*meta, *given)
-    holder.fields.update(checked)
+    own.update(checked)
 
 
 def current_context(*names: str) -> dict[str, Any]:
@@ -193,14 +201,14 @@ def _gathered(names: Collection[str] = ()) -> dict[str, Any] | None:
     values: dict[str, Any] = {}
     metas: list[Any] = []
     while holder is not None:
-        for name, value in holder.fields.items():
+        for name, value in holder._own().items():
             if names and name not in names:
                 continue
             if name == "meta":
                 metas = [*value, *metas]
             elif name not in values:
                 values[name] = value() if callable(value) else value
-        holder = holder.outer
+        holder = holder._outer
     for piece in metas:
         found = piece() if callable(piece) else piece
         if found is not None:

@@ -7,20 +7,19 @@ address is believed from a proxy alone that was declared trusted.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from os import urandom
 from typing import Any, Protocol
 
-from tracevault import ConfigError, read_traceparent_header
+from tracevault import ConfigError, ContextFields, read_traceparent_header
 
 CORRELATION_ID = "x-correlation-id"
 REQUEST_ID = "x-request-id"
 FORWARDED_FOR = "x-forwarded-for"
 
-# What an id may look like that is taken from a request, logged, and sent back: visible ASCII, no more than this.
-_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
+_LONGEST_ID = 128
+_VISIBLE = bytes(range(ord("!"), ord("~") + 1))
 _LONGEST_AGENT = 512
 # Addresses in one header that are looked at.
 _HOPS = 32
@@ -32,8 +31,11 @@ GetHeader = Callable[[str], str | None]
 class ReadRequest(Protocol):
     """Returns a request's fields for `tracevault.context`; see `request_reader`."""
 
-    def __call__(self, header: GetHeader, peer: str | None) -> dict[str, Any]:
-        """Read a request whose headers ``header`` returns, by lower-case name, and that ``peer`` has sent."""
+    def __call__(self, header: GetHeader, peer: str | None, correlation_id: str | None = None) -> ContextFields:
+        """Read a request whose headers ``header`` returns, by lower-case name, and that ``peer`` has sent.
+
+        ``correlation_id``: it is known already.
+        """
 
 
 def request_reader(trusted_proxies: Iterable[str] = ()) -> ReadRequest:
@@ -68,7 +70,7 @@ def request_reader(trusted_proxies: Iterable[str] = ()) -> ReadRequest:
                 break
         return address
 
-    def read(header: GetHeader, peer: str | None) -> dict[str, Any]:
+    def read(header: GetHeader, peer: str | None, correlation_id: str | None = None) -> ContextFields:
         meta: dict[str, Any] = {}
         address = client(header, peer)
         if address is not None:
@@ -76,9 +78,9 @@ def request_reader(trusted_proxies: Iterable[str] = ()) -> ReadRequest:
         agent = header("user-agent")
         if agent is not None and agent.isprintable() and agent.isascii():
             meta["user_agent"] = agent[:_LONGEST_AGENT]
-        fields: dict[str, Any] = {
-            "correlation_id": _id(header(CORRELATION_ID)),
-            "request_id": _id(header(REQUEST_ID)),
+        fields: ContextFields = {
+            "correlation_id": correlation_id or read_id(header(CORRELATION_ID)),
+            "request_id": read_id(header(REQUEST_ID)),
             "meta": meta,
         }
         if header("traceparent") is not None:
@@ -88,14 +90,22 @@ def request_reader(trusted_proxies: Iterable[str] = ()) -> ReadRequest:
     return read
 
 
-def is_id(value: object) -> bool:
-    """Whether an id may go out in a header: an application can have set another one in the context."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
+def read_id(given: str | None) -> str:
+    """Return an id of a request's if it can be one, else a new one."""
+    return id_of(None if given is None else given.encode("latin-1", "replace")).decode()
 
 
-def _id(given: str | None) -> str:
+def is_id(value: bytes) -> bool:
+    """Whether an id may be taken from a request, or go out in a header: 1 to 128 visible ASCII characters."""
+    return 0 < len(value) <= _LONGEST_ID and not value.translate(None, _VISIBLE)
+
+
+def id_of(given: bytes | None) -> bytes:
+    """Return an id of a request's if it can be one, else a new one."""
     # 32 hex digits from the system's generator: as unpredictable as a UUID of version 4, and cheaper to write.
-    return given if given is not None and _ID.fullmatch(given) else urandom(16).hex()
+    if given is not None and is_id(given):
+        return given
+    return urandom(16).hex().encode()
 
 
 def _address(text: str) -> str | None:

@@ -6,12 +6,20 @@ Pure ASGI, so that what an endpoint sets is seen outside of it, and nothing is b
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
-from tracevault import AsyncTracevault, AsyncUnitOfWork, ConfigError, TracevaultError, context, current_context
-from tracevault.integrations.request import is_id, request_reader
+from tracevault import (
+    AsyncTracevault,
+    AsyncUnitOfWork,
+    ConfigError,
+    ContextFields,
+    TracevaultError,
+    context,
+    current_context,
+)
+from tracevault.integrations.request import id_of, is_id, request_reader
 
 try:
     from starlette.requests import HTTPConnection
@@ -23,6 +31,8 @@ REQUEST_EVENT = "http.request"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Of = Callable[[HTTPConnection], Any]
 
 _log = logging.getLogger("tracevault")
@@ -56,42 +66,54 @@ class AuditMiddleware:
         self.app = app
         self.audit = audit
         self._read = request_reader(trusted_proxies)
-        self._of = {name: of for name, of in (("actor", actor), ("tenant_id", tenant_id)) if of is not None}
+        self._actor = actor
+        self._tenant_id = tenant_id
         self._audited = _selection(audit_requests)
 
-    async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
         scope[_KEY] = self.audit
-        headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416 - the first one counts
-        peer = scope.get("client")
-        fields = self._read(partial(_header, headers), peer[0] if peer else None)
-        if self._of:
-            connection = HTTPConnection(scope)
-            fields |= {name: partial(of, connection) for name, of in self._of.items()}
+        given = None
+        for name, value in scope["headers"]:
+            if name == _HEADER:
+                given = value
+                break
+        id_ = id_of(given)
         begun = False
 
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            if message["type"] in _BEGINS:
-                if not begun and scope["type"] == "http" and self._audited(scope):
-                    await self._record(scope, message["status"])
-                begun = True
-                message["headers"] = [*message.get("headers", ()), *_answer(message)]
-            await send(message)
+        def load() -> ContextFields:
+            peer = scope.get("client")
+            headers = dict(reversed(scope["headers"]))  # of a header that comes twice, the first counts
+            fields = self._read(partial(_header, headers), peer[0] if peer else None, id_.decode())
+            connection = HTTPConnection(scope)
+            if self._actor is not None:
+                fields["actor"] = partial(self._actor, connection)
+            if self._tenant_id is not None:
+                fields["tenant_id"] = partial(self._tenant_id, connection)
+            return fields
 
-        opened = context(inherit=False, **fields)
+        def sending(message: Message) -> Awaitable[None]:
+            nonlocal begun
+            if begun or message["type"] not in _BEGINS:
+                return send(message)
+            begun = True
+            _answer(message, id_, opened)
+            if self._audited is not None and self._audited(scope):
+                return self._send_recorded(scope, message, send)
+            return send(message)
+
+        opened = context(load, inherit=False)
         opened.__enter__()
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            if not begun and scope["type"] == "http" and self._audited(scope):
+            if not begun and self._audited is not None and self._audited(scope):
                 await self._record_failure(scope)
             raise
-        else:
-            opened.__exit__(None, None, None)
+        opened.__exit__()
 
     async def _record(self, scope: Scope, status: int) -> None:
         data = {"method": scope["method"], "path": scope["path"], "status": status}
@@ -99,6 +121,10 @@ class AuditMiddleware:
         if route is not None:
             data["route"] = route
         await self.audit.emit(REQUEST_EVENT, data={**data, "outcome": "success" if status < 400 else "failure"})
+
+    async def _send_recorded(self, scope: Scope, message: Message, send: Send) -> None:
+        await self._record(scope, message["status"])
+        await send(message)
 
     async def _record_failure(self, scope: Scope) -> None:
         try:
@@ -132,15 +158,20 @@ def _header(headers: Mapping[bytes, bytes], name: str) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-def _answer(message: Message) -> Iterable[tuple[bytes, bytes]]:
-    """Return the header to add, unless the application has answered with one itself."""
-    id_ = current_context("correlation_id").get("correlation_id")
-    if id_ is None or not is_id(id_) or any(name.lower() == _HEADER for name, _ in message.get("headers", ())):
-        return ()
-    return ((_HEADER, id_.encode()),)
+def _answer(message: Message, id_: bytes, opened: context) -> None:
+    """Add the header to an answer, unless the application did so itself."""
+    if opened.is_loaded:  # and the application may have set another id
+        id_ = current_context("correlation_id").get("correlation_id", "").encode()
+        if not is_id(id_):
+            return
+    headers = message.get("headers", ())
+    for name, _ in headers:
+        if name == _HEADER:
+            return
+    message["headers"] = [*headers, (_HEADER, id_)]
 
 
-def _selection(patterns: Iterable[str]) -> Callable[[Scope], bool]:
+def _selection(patterns: Iterable[str]) -> Callable[[Scope], bool] | None:
     if isinstance(patterns, str):
         raise ConfigError('`audit_requests` must be a list: ["POST", "/admin/*"]', field="audit_requests")
     patterns = list(patterns)
@@ -154,8 +185,11 @@ def _selection(patterns: Iterable[str]) -> Callable[[Scope], bool]:
     paths = frozenset(pattern for pattern in patterns if pattern.startswith("/") and not pattern.endswith("*"))
     prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.startswith("/") and pattern.endswith("*"))
 
+    if not patterns:
+        return None
+
     def selected(scope: Scope) -> bool:
-        if not patterns:
+        if scope["type"] != "http":
             return False
         path = scope["path"]
         return scope["method"] in methods or path in paths or (bool(prefixes) and path.startswith(prefixes))
