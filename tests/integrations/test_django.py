@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import django
+import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -176,8 +177,14 @@ def test_the_example_over_http(start: Start, ready_dsn: str, url: str) -> None:
     id_ = rows(ready_dsn, "SELECT id::text FROM audit_logs WHERE event = 'price.denied'")[0][0]
     assert "no price is below nothing" in shop.http.get(f"/admin/tracevault/auditevent/{id_}/change/").text
     assert shop.http.get("/admin/tracevault/auditevent/?outcome=failure").status_code == 200
-    for page in ("add/", f"{id_}/delete/"):
-        assert shop.http.get(f"/admin/tracevault/auditevent/{page}").status_code == 403
+    page = shop.http.get("/audit/", follow_redirects=True)
+    assert page.status_code == 200
+    assert "price.denied" in page.text
+    sheet = next(piece for piece in page.text.split('"') if piece.endswith(".css"))
+    assert shop.http.get(sheet).headers["content-type"].startswith("text/css")
+    assert httpx.get(f"{shop.http.base_url}/audit/", trust_env=False).status_code == 403
+    for refused in ("add/", f"{id_}/delete/"):
+        assert shop.http.get(f"/admin/tracevault/auditevent/{refused}").status_code == 403
 
 
 def test_create_update_delete(log: Log) -> None:

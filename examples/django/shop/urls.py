@@ -7,10 +7,12 @@ from django.contrib import admin
 from django.contrib.auth import authenticate, login
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
-from django.urls import path
+from django.urls import include, path
 
 from shop.models import Product
 from tracevault.integrations.django import aemit, emit
+from tracevault.integrations.django.viewer import viewer_urls
+from tracevault.web import Access
 
 
 def index(_request: HttpRequest) -> JsonResponse:
@@ -49,10 +51,16 @@ async def visit(_request: HttpRequest) -> JsonResponse:
     return JsonResponse({})
 
 
+def authorize(request: HttpRequest) -> Access | None:
+    user = request.user
+    return Access(actor={"id": str(user.pk), "type": "user"}) if user.is_staff else None
+
+
 urlpatterns = [
     path("", index),
     path("login", enter),
     path("products/<int:id>", product),
     path("visit", visit),
     path("admin/", admin.site.urls),
+    path("audit/", include(viewer_urls(authorize))),
 ]

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from tracevault import ConfigError, ContextFields, read_traceparent_header
 
+REQUEST_EVENT = "http.request"
+
 CORRELATION_ID = "x-correlation-id"
 REQUEST_ID = "x-request-id"
 FORWARDED_FOR = "x-forwarded-for"
@@ -142,3 +144,34 @@ def _networks(proxies: Iterable[str]) -> tuple[tuple[Network, ...], bool]:
                 field="trusted_proxies",
             )
     return tuple(networks), unix
+
+
+def selection(patterns: Iterable[str]) -> Callable[[str, str], bool] | None:
+    """Return the function of method and path that says whether a request is an event; None if none is.
+
+    ``patterns`` are methods (``"POST"``) and paths (``"/admin/*"``: a ``*`` at the end stands for anything). Raises
+    `ConfigError` for what is neither.
+    """
+    if isinstance(patterns, str):
+        raise ConfigError('`audit_requests` must be a list: ["POST", "/admin/*"]', field="audit_requests")
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not (pattern.startswith("/") or (pattern.isalpha() and pattern.isupper())):
+            raise ConfigError(
+                f'`audit_requests` must hold methods as "POST" and paths as "/admin/*", got {str(pattern)[:64]!r}',
+                field="audit_requests",
+            )
+    methods = frozenset(pattern for pattern in patterns if not pattern.startswith("/"))
+    paths = frozenset(pattern for pattern in patterns if pattern.startswith("/") and not pattern.endswith("*"))
+    prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.startswith("/") and pattern.endswith("*"))
+
+    def selected(method: str, path: str) -> bool:
+        return method in methods or path in paths or (bool(prefixes) and path.startswith(prefixes))
+
+    return selected if patterns else None
+
+
+def request_data(method: str, path: str, route: str | None, status: int) -> dict[str, Any]:
+    """Return the payload of a `REQUEST_EVENT`: no query, no body, which may hold anything."""
+    data = {"method": method, "path": path, "status": status, "outcome": "success" if status < 400 else "failure"}
+    return data if route is None else {**data, "route": route}

@@ -13,21 +13,18 @@ from typing import Any
 from tracevault import (
     AsyncTracevault,
     AsyncUnitOfWork,
-    ConfigError,
     ContextFields,
     TracevaultError,
     context,
     current_context,
 )
-from tracevault.integrations.request import id_of, is_id, request_reader
+from tracevault.integrations.request import REQUEST_EVENT, id_of, is_id, request_data, request_reader, selection
 
 try:
     from starlette.requests import HTTPConnection
 except ImportError as error:
     message = 'this needs Starlette: pip install "tracevault[starlette]"'
     raise ImportError(message) from error
-
-REQUEST_EVENT = "http.request"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -68,7 +65,7 @@ class AuditMiddleware:
         self._read = request_reader(trusted_proxies)
         self._actor = actor
         self._tenant_id = tenant_id
-        self._audited = _selection(audit_requests)
+        self._audited = selection(audit_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -101,7 +98,7 @@ class AuditMiddleware:
                 return send(message)
             begun = True
             _answer(message, id_, opened)
-            if self._audited is not None and self._audited(scope):
+            if self._is_audited(scope):
                 return self._send_recorded(scope, message, send)
             return send(message)
 
@@ -110,17 +107,18 @@ class AuditMiddleware:
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            if not begun and self._audited is not None and self._audited(scope):
+            if not begun and self._is_audited(scope):
                 await self._record_failure(scope)
             raise
         opened.__exit__()
 
+    def _is_audited(self, scope: Scope) -> bool:
+        audited = self._audited
+        return audited is not None and scope["type"] == "http" and audited(scope["method"], scope["path"])
+
     async def _record(self, scope: Scope, status: int) -> None:
-        data = {"method": scope["method"], "path": scope["path"], "status": status}
         route = getattr(scope.get("route"), "path", None)
-        if route is not None:
-            data["route"] = route
-        await self.audit.emit(REQUEST_EVENT, data={**data, "outcome": "success" if status < 400 else "failure"})
+        await self.audit.emit(REQUEST_EVENT, data=request_data(scope["method"], scope["path"], route, status))
 
     async def _send_recorded(self, scope: Scope, message: Message, send: Send) -> None:
         await self._record(scope, message["status"])
@@ -169,29 +167,3 @@ def _answer(message: Message, id_: bytes, opened: context) -> None:
         if name == _HEADER:
             return
     message["headers"] = [*headers, (_HEADER, id_)]
-
-
-def _selection(patterns: Iterable[str]) -> Callable[[Scope], bool] | None:
-    if isinstance(patterns, str):
-        raise ConfigError('`audit_requests` must be a list: ["POST", "/admin/*"]', field="audit_requests")
-    patterns = list(patterns)
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not (pattern.startswith("/") or (pattern.isalpha() and pattern.isupper())):
-            raise ConfigError(
-                f'`audit_requests` must hold methods as "POST" and paths as "/admin/*", got {str(pattern)[:64]!r}',
-                field="audit_requests",
-            )
-    methods = frozenset(pattern for pattern in patterns if not pattern.startswith("/"))
-    paths = frozenset(pattern for pattern in patterns if pattern.startswith("/") and not pattern.endswith("*"))
-    prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.startswith("/") and pattern.endswith("*"))
-
-    if not patterns:
-        return None
-
-    def selected(scope: Scope) -> bool:
-        if scope["type"] != "http":
-            return False
-        path = scope["path"]
-        return scope["method"] in methods or path in paths or (bool(prefixes) and path.startswith(prefixes))
-
-    return selected
