@@ -100,6 +100,12 @@ class Config:
         None,
         "called as `on_error(error, record)`, on the writer's thread, once for each async record that was lost",
     )
+    on_stored: Callable[[Any, Any], object] | None = _option(
+        None,
+        "called as `on_stored(record, where)` for each event once it is stored: where is `database`, or `transaction` "
+        "in a caller's transaction; by the emitter, or on the writer's thread for async records. See "
+        "docs/integrations/logging.md",
+    )
     timeout: float = _option(5.0, "seconds that one write may take, waiting for a connection included")
     async_batch_size: int = _option(1000, "most records that one statement of the background writer stores")
     async_flush_interval_ms: float = _option(
@@ -414,7 +420,7 @@ def _check_flags(config: Config) -> None:
 
 
 def _check_callables(config: Config) -> None:
-    for name in ("on_error", "writer_connect"):
+    for name in ("on_error", "on_stored", "writer_connect"):
         value = getattr(config, name)
         if value is not None:
             _check_callable(value, name, "runs on the writer's thread and")

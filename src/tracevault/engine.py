@@ -12,7 +12,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import partial
 from threading import Event, Lock
@@ -62,7 +62,9 @@ from tracevault.postgres.run import streamed, streamed_async
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
+from tracevault.writer.lent import write_on, write_on_async
 from tracevault.writer.stats import Counters, Stats
+from tracevault.writer.told import tell
 
 if TYPE_CHECKING:
     from tracevault.integrity.report import Report
@@ -218,6 +220,34 @@ class _Engine:
         """Note how sync events ended that were not stored."""
         unknown = isinstance(error, OutcomeUnknownError) or not isinstance(error, TracevaultError)
         self.writer.counters.add(in_flight=-events, **{"unknown" if unknown else "raised": events})
+
+    def emit_on(self, connection: Any, table: str, batch: Sequence[Prepared], place: Place, **how: bool) -> Stored:
+        """Store a batch on a caller's blocking connection, in its transaction; return where it is."""
+        with self._on_callers(batch):
+            inside = write_on(connection, table, batch, place, **how)
+        return self._told_of(batch, inside=inside)
+
+    @contextmanager
+    def _on_callers(self, batch: Sequence[Prepared]) -> Iterator[None]:
+        """Count events that go on a caller's connection."""
+        counters = self.writer.counters
+        counters.add(emitted=len(batch))
+        try:
+            yield
+        except BaseException:
+            counters.add(raised=len(batch))
+            raise
+        counters.add(delivered=len(batch))
+
+    def _told_of(self, batch: Sequence[Prepared], *, inside: bool) -> Stored:
+        where: Literal["database", "transaction"] = "transaction" if inside else "database"
+        self.tell(batch, where)
+        return where
+
+    def tell(self, batch: Iterable[Prepared], where: Literal["database", "transaction"] = "database") -> None:
+        """Tell ``on_stored``, if there is one."""
+        if self.config.on_stored is not None:
+            tell(self.config.on_stored, batch, where)
 
     def check_open(self) -> None:
         if self.state != "open":
@@ -380,6 +410,7 @@ class AsyncEngine(_Engine):
             self._count_failure(error)
             raise
         writer.counters.add_landed()
+        self.tell([prepared])
         return "database"
 
     async def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
@@ -392,6 +423,15 @@ class AsyncEngine(_Engine):
             self._count_failure(error, len(batch))
             raise
         counters.add(in_flight=-len(batch), delivered=len(batch))
+        self.tell(batch)
+
+    async def emit_on_async(
+        self, connection: Any, table: str, batch: Sequence[Prepared], place: Place, **how: bool
+    ) -> Stored:
+        """Like `emit_on`, on an async connection."""
+        with self._on_callers(batch):
+            inside = await write_on_async(connection, table, batch, place, **how)
+        return self._told_of(batch, inside=inside)
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[AsyncConnection[Any]]:
@@ -644,6 +684,7 @@ class BlockingEngine(_Engine):
             self._count_failure(error)
             raise
         writer.counters.add_landed()
+        self.tell([prepared])
         return "database"
 
     def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
@@ -656,6 +697,7 @@ class BlockingEngine(_Engine):
             self._count_failure(error, len(batch))
             raise
         counters.add(in_flight=-len(batch), delivered=len(batch))
+        self.tell(batch)
 
     @contextmanager
     def lent(self) -> Iterator[Connection[Any]]:

@@ -25,7 +25,6 @@ from tracevault.events.prepare import Batch, Prepared, awaits_no_key, prepare, p
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.query import AsyncQuery, AuditQuery
-from tracevault.writer.lent import write_on, write_on_async
 from tracevault.writer.stats import Stats
 
 if TYPE_CHECKING:
@@ -67,17 +66,10 @@ def _check_no_connection(*, allow_autocommit: bool, savepoint: bool) -> None:
 def _emit_on(
     scope: AsyncScope | Scope, connection: Any, batch: Sequence[Prepared], allow_autocommit: bool, savepoint: bool
 ) -> list[Receipt]:
-    counters = scope._engine.writer.counters
-    counters.add(emitted=len(batch))
-    try:
-        inside = write_on(
-            connection, scope.table, batch, scope._place, allow_autocommit=allow_autocommit, savepoint=savepoint
-        )
-    except BaseException:
-        counters.add(raised=len(batch))
-        raise
-    counters.add(delivered=len(batch))
-    return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+    where = scope._engine.emit_on(
+        connection, scope.table, batch, scope._place, allow_autocommit=allow_autocommit, savepoint=savepoint
+    )
+    return [Receipt(prepared.id, where) for prepared in batch]
 
 
 # --------------------------------------------------------------------------------------------- async
@@ -234,17 +226,10 @@ class AsyncScope:
     async def _emit_on(
         self, connection: Any, batch: Sequence[Prepared], allow_autocommit: bool, savepoint: bool
     ) -> list[Receipt]:
-        counters = self._engine.writer.counters
-        counters.add(emitted=len(batch))
-        try:
-            inside = await write_on_async(
-                connection, self.table, batch, self._place, allow_autocommit=allow_autocommit, savepoint=savepoint
-            )
-        except BaseException:
-            counters.add(raised=len(batch))
-            raise
-        counters.add(delivered=len(batch))
-        return [Receipt(prepared.id, "transaction" if inside else "database") for prepared in batch]
+        where = await self._engine.emit_on_async(
+            connection, self.table, batch, self._place, allow_autocommit=allow_autocommit, savepoint=savepoint
+        )
+        return [Receipt(prepared.id, where) for prepared in batch]
 
 
 class AsyncUnitOfWork(AsyncScope):

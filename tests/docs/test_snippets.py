@@ -3,7 +3,7 @@
 The blocks of a page run in their order, on one database that is empty at first: ``python`` blocks in one
 namespace and one event loop, ``sh`` blocks in a shell, ``sql`` blocks on a connection of their own. A comment
 ``#> text`` states a line of output; ``...`` in it stands for anything, alone for any lines. What a block prints
-must be stated.
+must be stated. Excerpts of the examples are not run: they are compared with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import psycopg
@@ -29,7 +29,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import rows
-from tests.docs.pages import PAGES, Block, blocks, name
+from tests.docs.pages import PAGES, ROOT, Block, blocks, name
 
 # Blocks that are shown and not run. Each is here whole, with its reason.
 _MAKE = "sets up an environment of its own; CI runs it from a clean clone"
@@ -43,6 +43,9 @@ NOT_RUN = {
     "tracevault push --to https://siem.example.com/in --state place.txt\n": _PUSH,
     "tracevault push --to https://siem.example.com/in --state place.txt --secret-file secret.txt --event a\n": _PUSH,
 }
+
+# Excerpts of examples are shown as they are there, where tests/integrations runs them.
+EXAMPLES = [path.read_text() for path in sorted((ROOT / "examples").rglob("*")) if path.suffix in {".py", ".toml"}]
 
 _STATED = re.compile(r"^\s*#> ?(.*)$", re.MULTILINE)
 # The embedded server's package has a psql, for where the machine has none.
@@ -86,7 +89,10 @@ def test_snippets(
     monkeypatch.setenv("DATABASE_URL_WRITE", url(dsn))
     monkeypatch.delenv("DATABASE_URL_READ", raising=False)
     monkeypatch.setenv("PATH", _PATH)
-    namespace: dict[str, Any] = {"__name__": "snippets"}
+    # What looks up annotations looks for the module.
+    module = ModuleType("snippets")
+    monkeypatch.setitem(sys.modules, "snippets", module)
+    namespace = vars(module)
     with asyncio.Runner() as runner:
         languages: dict[str, Callable[[Block], str]] = {
             "python": partial(run_python, namespace=namespace, runner=runner, capsys=capsys),
@@ -94,7 +100,7 @@ def test_snippets(
             "sql": partial(run_sql, dsn=dsn),
         }
         for block in blocks(page):
-            if block.text in NOT_RUN:
+            if block.text in NOT_RUN or any(block.text in example for example in EXAMPLES):
                 continue
             assert block.language in languages, f"{block}: a block needs a language that can be run"
             printed = languages[block.language](block)

@@ -28,6 +28,7 @@ from tracevault.writer.limit import Watch
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile
 from tracevault.writer.stats import Counters
+from tracevault.writer.told import tell
 from tracevault.writer.upkeep import Spool
 from tracevault.writer.waiter import Waiter, finish_all
 
@@ -168,6 +169,8 @@ class Delivery:
         woken += [item.waiter for item in part if item.waiter is not None]
         if not lane.sync:  # else `emit` counts it
             self._counters.add(delivered=len(part))
+            if self._config.on_stored is not None:
+                tell(self._config.on_stored, [item.prepared for item in part], "database")
         lane.refusals = (None, 0)
 
     def _forget(self, file: SpoolFile, part: Sequence[Item]) -> None:
