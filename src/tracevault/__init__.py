@@ -29,6 +29,7 @@ from tracevault.errors import (
     UndeliveredError,
     ValidationError,
 )
+from tracevault.events.catalog import DeclaredEvent, DeclaredField, catalog, declare, event
 from tracevault.events.context import ContextFields, context, current_context, propagation_headers, set_context
 from tracevault.events.correlation import (
     random_correlation_id,
@@ -103,6 +104,8 @@ __all__ = [
     "ConfigError",
     "ContextFields",
     "Count",
+    "DeclaredEvent",
+    "DeclaredField",
     "DirectoryKeyStore",
     "DriverError",
     "DuplicateIdError",
@@ -136,9 +139,12 @@ __all__ = [
     "UnitOfWork",
     "ValidationError",
     "Verdict",
+    "catalog",
     "compute_diff",
     "context",
     "current_context",
+    "declare",
+    "event",
     "format_query",
     "generate_init_sql",
     "mask",

@@ -96,6 +96,9 @@ class Config:
         "functions called for each event; what they return stands in for what neither the event nor a "
         "`tracevault.context` gives",
     )
+    catalog: Literal["open", "closed"] = _option(
+        "open", '`"closed"`: an event that the program does not declare is refused; see docs/events.md'
+    )
     on_error: Callable[[Exception, Any], object] | None = _option(
         None,
         "called as `on_error(error, record)`, on the writer's thread, once for each async record that was lost",
@@ -403,6 +406,7 @@ def _check_environment(config: Config) -> None:
 def _check_choices(config: Config) -> None:
     for name, choices in (
         ("default_mode", ("sync", "async")),
+        ("catalog", ("open", "closed")),
         ("on_full", ("block", "raise", "drop_newest")),
         ("durability", ("os", "fsync")),
         ("on_unavailable", ("raise", "spool")),

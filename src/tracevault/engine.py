@@ -125,6 +125,7 @@ class _Engine:
             config.default_mode,
             None if keys is None or not config.encrypt_fields else Encryption(config.encrypt_fields, keys),
             tuple(config.context_sources),
+            config.catalog == "closed",
         )
         self.tables = config.tables
         self.state: Literal["new", "starting", "open", "closed"] = "new"

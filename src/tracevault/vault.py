@@ -20,6 +20,7 @@ from psycopg import AsyncConnection, Connection
 from tracevault.config import Config, config_from
 from tracevault.engine import AsyncEngine, BlockingEngine, Stored
 from tracevault.errors import ValidationError
+from tracevault.events.catalog import TypedEvent
 from tracevault.events.event import AuditEvent, DiffFields, EventFields
 from tracevault.events.prepare import Batch, Prepared, awaits_no_key, prepare, prepare_diff
 from tracevault.integrity.report import Report
@@ -88,7 +89,7 @@ class AsyncScope:
 
     async def emit(
         self,
-        event: str | AuditEvent | Mapping[str, Any] | None = None,
+        event: str | AuditEvent | Mapping[str, Any] | TypedEvent | None = None,
         /,
         *,
         connection: AsyncConnection[Any] | Any = None,
@@ -96,7 +97,7 @@ class AsyncScope:
         savepoint: bool = False,
         **fields: Unpack[EventFields],
     ) -> Receipt:
-        """Store an event: its name, or a mapping with all its fields; fields may also be keywords.
+        """Store an event: its name, a typed event, or a mapping with all fields; fields may also be keywords.
 
         In sync mode it returns after the commit; in async mode at once, see ``default_mode``. With
         ``connection`` the event is written there, inside the caller's transaction, and nothing else is run;
@@ -110,7 +111,7 @@ class AsyncScope:
 
     async def emit_diff(
         self,
-        event: str | Mapping[str, Any] | None = None,
+        event: str | Mapping[str, Any] | type[Any] | None = None,
         /,
         *,
         connection: AsyncConnection[Any] | Any = None,
@@ -123,7 +124,7 @@ class AsyncScope:
 
     async def emit_many(
         self,
-        events: Iterable[str | AuditEvent | Mapping[str, Any]],
+        events: Iterable[str | AuditEvent | Mapping[str, Any] | TypedEvent],
         *,
         connection: AsyncConnection[Any] | Any = None,
         allow_autocommit: bool = False,
@@ -147,7 +148,11 @@ class AsyncScope:
         return [Receipt(prepared.id, "database") for prepared in batch]
 
     def emit_many_blocking(
-        self, events: Iterable[str | AuditEvent | Mapping[str, Any]], *, connection: Any, savepoint: bool = False
+        self,
+        events: Iterable[str | AuditEvent | Mapping[str, Any] | TypedEvent],
+        *,
+        connection: Any,
+        savepoint: bool = False,
     ) -> list[Receipt]:
         """Like `emit_many` on a blocking ``connection``, for blocking code that async code runs.
 
@@ -364,7 +369,7 @@ class Scope:
 
     def emit(
         self,
-        event: str | AuditEvent | Mapping[str, Any] | None = None,
+        event: str | AuditEvent | Mapping[str, Any] | TypedEvent | None = None,
         /,
         *,
         connection: Connection[Any] | Any = None,
@@ -377,7 +382,7 @@ class Scope:
 
     def emit_diff(
         self,
-        event: str | Mapping[str, Any] | None = None,
+        event: str | Mapping[str, Any] | type[Any] | None = None,
         /,
         *,
         connection: Connection[Any] | Any = None,
@@ -390,7 +395,7 @@ class Scope:
 
     def emit_many(
         self,
-        events: Iterable[str | AuditEvent | Mapping[str, Any]],
+        events: Iterable[str | AuditEvent | Mapping[str, Any] | TypedEvent],
         *,
         connection: Connection[Any] | Any = None,
         allow_autocommit: bool = False,

@@ -30,6 +30,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import rows
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name
+from tracevault.events import catalog
 
 # Blocks that are shown and not run. Each is here whole, with its reason.
 _MAKE = "sets up an environment of its own; CI runs it from a clean clone"
@@ -89,6 +90,7 @@ def test_snippets(
     monkeypatch.setenv("DATABASE_URL_WRITE", url(dsn))
     monkeypatch.delenv("DATABASE_URL_READ", raising=False)
     monkeypatch.setenv("PATH", _PATH)
+    monkeypatch.setattr(catalog, "_by_name", dict(catalog._by_name))  # what a page declares is its own
     # What looks up annotations looks for the module.
     module = ModuleType("snippets")
     monkeypatch.setitem(sys.modules, "snippets", module)

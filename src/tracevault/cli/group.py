@@ -12,6 +12,7 @@ import click
 
 from tracevault import ConfigError, QueryError, TracevaultError, ValidationError, __version__
 from tracevault.cli.bench import bench
+from tracevault.cli.catalog import catalog
 from tracevault.cli.completion import completion
 from tracevault.cli.count import count
 from tracevault.cli.custody import erase, prune
@@ -90,7 +91,7 @@ for _command in (
     *(migrate, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push, prune, erase),
-    *(init_sql, sql_path, bench, completion),
+    *(catalog, init_sql, sql_path, bench, completion),
 ):
     tracevault.add_command(_command)
 

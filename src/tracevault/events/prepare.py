@@ -15,6 +15,7 @@ from uuid import UUID
 
 from tracevault.errors import ValidationError
 from tracevault.events import rules
+from tracevault.events.catalog import DeclaredEvent, Payload, check_data, check_side, typed
 from tracevault.events.context import Source, ambient, completed
 from tracevault.events.data_key import subject_of
 from tracevault.events.diff import compute_diff
@@ -60,6 +61,8 @@ class Settings:
     default_mode: str
     encryption: Encryption | None = None
     sources: tuple[Source, ...] = ()
+    closed: bool = False
+    """Events that the catalog does not have are refused."""
 
 
 class Prepared(NamedTuple):
@@ -93,7 +96,7 @@ def prepare(
     values = completed(values, context) if context else values
     name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
-    data, encoder = values.get("data"), settings.encoder
+    data, encoder = check_data(name, values.get("data"), closed=settings.closed), settings.encoder
     walk = None if cipher is None else cipher.walk(encoder, "data")
     data_text = None if data is None else encoder.encode(data, "data", walk=walk)
     if data is not None and not _GENERATED_ROOTS.isdisjoint(data):
@@ -123,7 +126,8 @@ def prepare_diff(
     encoder = settings.encoder
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
     walks = dict.fromkeys(("before", "after", "diff"), None) if cipher is None else cipher.diff_walks(encoder)
-    sides = {side: {} if values.get(side) is None else values[side] for side in ("before", "after")}
+    sides = {side: check_side(name, values.get(side), side, closed=settings.closed) for side in ("before", "after")}
+    sides = {side: {} if value is None else value for side, value in sides.items()}
     texts = {
         side: encoder.encode(value, side, hidden=encoder.masks(side), walk=walks[side]) for side, value in sides.items()
     }
@@ -203,12 +207,29 @@ def _merge(event: Any, fields: Mapping[str, Any], known: frozenset[str]) -> Mapp
     else:
         if fields.get("event") is not None:
             raise ValidationError("`event` is given twice: first and as a keyword", field="event")
-        values = {**fields, "event": event}
+        found = None if type(event) is str else typed(event)
+        values = {**fields, "event": event} if found is None else _of_typed(*found, fields, known)
     if not known.issuperset(values):
         unknown = next(key for key in values if key not in known)
         field = rules.printable(unknown)
         raise ValidationError(f"`{field}` is not a field of an event; {rules.nearest(unknown, known)}", field=field)
     return values
+
+
+def _of_typed(
+    declared: DeclaredEvent, payload: Payload | None, fields: Mapping[str, Any], known: frozenset[str]
+) -> Mapping[str, Any]:
+    """Return the fields of an event that is given as a class, or as an instance, which is its payload."""
+    if payload is None:
+        return {**fields, "event": declared.name}
+    if "data" not in known:
+        raise ValidationError(
+            f"`event`: pass the class, and instances of it as `before` and `after`: emit_diff({declared.source}, ...)",
+            field="event",
+        )
+    if fields.get("data") is not None:
+        raise ValidationError("`data` is given twice: by the instance and as a keyword", field="data")
+    return {**fields, "event": declared.name, "data": payload}
 
 
 def _joined(event: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from functools import lru_cache
 from os import urandom
 from typing import Any, Protocol
 
-from tracevault import ConfigError, ContextFields, read_traceparent_header
+from tracevault import ConfigError, ContextFields, declare, read_traceparent_header
 
 REQUEST_EVENT = "http.request"
+declare(REQUEST_EVENT, description="A request of `audit_requests`.")
 
 CORRELATION_ID = "x-correlation-id"
 REQUEST_ID = "x-request-id"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from tracevault import AsyncScope, ConfigError, Scope, TracevaultError
+from tracevault import AsyncScope, ConfigError, Scope, TracevaultError, declare
 from tracevault.integrations.values import plain
 
 try:
@@ -92,7 +92,9 @@ class _Watch:
             mapper = inspect(model, raiseerr=False)
             if not isinstance(mapper, Mapper):
                 raise ConfigError(f"`models` must hold mapped classes, got {model!r}", field="models")
-            self._names[mapper] = name or str(getattr(mapper.local_table, "name", model.__name__))
+            found = self._names[mapper] = name or str(getattr(mapper.local_table, "name", model.__name__))
+            verbs = ("created", "updated", "deleted", "bulk_inserted", "bulk_updated", "bulk_deleted")
+            declare(*(f"{found}.{verb}" for verb in verbs), description=f"A change of {model.__qualname__}.")
         self._excluded = {(inspect(attribute.class_), attribute.key) for attribute in exclude}
         self._audit = audit
         self._bulk = bulk

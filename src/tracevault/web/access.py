@@ -13,10 +13,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tracevault import Actor, AsyncQuery, AsyncScope, AsyncTracevault, TracevaultError
+from tracevault import Actor, AsyncQuery, AsyncScope, AsyncTracevault, TracevaultError, declare
 
 VIEWED = "audit_log.viewed"
 EXPORTED = "audit_log.exported"
+declare(VIEWED, EXPORTED, description="Who looked at the log in the viewer, or exported it.")
 # Seconds for which the same look at the log is not recorded again, and how many looks are remembered.
 _AGAIN = 60.0
 _REMEMBERED = 10_000

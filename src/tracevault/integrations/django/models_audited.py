@@ -15,7 +15,7 @@ from django.db.models.deletion import Collector
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.query import QuerySet
 
-from tracevault import ConfigError, TracevaultError
+from tracevault import ConfigError, TracevaultError, declare
 from tracevault.integrations.django.conf import conf
 from tracevault.integrations.django.vault import emit, emit_diff, get_audit
 from tracevault.integrations.values import plain
@@ -80,6 +80,8 @@ def audited(
                 raise ConfigError(f"`{field}` is not a field of {model._meta.label}", field="fields")
         found = _Audited(model, name or model._meta.label_lower, chosen, frozenset(exclude), bulk)
         _audited[model] = found
+        verbs = ("created", "updated", "deleted", "bulk_created", "bulk_updated")
+        declare(*(f"{found.name}.{verb}" for verb in verbs), description=f"A change of {model._meta.label}.")
         _wrap(model)
         return model
 
