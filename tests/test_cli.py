@@ -140,7 +140,7 @@ def test_help_lists_every_command(cli: Cli) -> None:
         *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
         *("migrate", "roles", "doctor", "spool"),
         *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push", "prune"),
-        *("erase", "init-sql", "sql-path", "bench", "completion"),
+        *("erase", "catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
     ]
 
 

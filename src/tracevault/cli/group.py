@@ -29,6 +29,7 @@ from tracevault.cli.history import history
 from tracevault.cli.import_ import import_events
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
+from tracevault.cli.lint import lint
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
 from tracevault.cli.prove import prove_command
@@ -91,7 +92,7 @@ for _command in (
     *(migrate, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push, prune, erase),
-    *(catalog, init_sql, sql_path, bench, completion),
+    *(catalog, lint, init_sql, sql_path, bench, completion),
 ):
     tracevault.add_command(_command)
 
