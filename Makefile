@@ -1,5 +1,5 @@
 # Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
-.PHONY: demo test lint bench faults docs sql screenshots clean
+.PHONY: demo test lint oldest bench faults docs sql screenshots clean
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -15,6 +15,10 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+oldest: $(VENV)-oldest/ready  ## the tests of integrations, with the oldest versions of what is integrated
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile tests/integrations \
+		tests/test_catalog.py tests/test_context.py tests/test_testing.py
 
 faults: $(VENV)/ready  ## break everything around the writer, and compare a ledger with the table
 	$(PYTHON) -m pytest tests/faults -o norecursedirs='.*'
@@ -34,5 +38,8 @@ screenshots: $(VENV)/ready  ## make the pictures of the viewer anew; needs Chrom
 $(VENV)/ready: pyproject.toml scripts/setup
 	@scripts/setup $(VENV)
 
+$(VENV)-oldest/ready: pyproject.toml scripts/setup
+	@scripts/setup $(VENV)-oldest oldest
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,7 +17,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python benchmarks/run.py`
 
-from benchmarks import background, reading, sealing, sync
+from benchmarks import background, reading, sealing, sync, web
 from benchmarks.measure import Row
 from benchmarks.work import Bench
 from tracevault import Tracevault, TracevaultError
@@ -41,6 +41,7 @@ ROWS: dict[str, Callable[[Bench], Row | list[Row]]] = {
     "seal-latency": sealing.latency,
     "verify": sealing.verification,
     "read": reading.reading,
+    "middleware": web.middleware,
 }
 MEMORY = "memory"
 

@@ -138,7 +138,7 @@ class _Watch:
                 f"a bulk statement would leave no event for each row of `{name}` that is {verb}: change the objects "
                 'through the session, or audit_models(..., bulk="summary")'
             )
-        # Of an INSERT the count is kept only on request, from SQLAlchemy 2.0.28 on.
+        # Of an INSERT the count is kept only on request.
         result = state.invoke_statement(execution_options={"preserve_rowcount": True})
         count = getattr(result, "rowcount", -1)
         data: dict[str, Any] = {"count": count if count >= 0 else None}
