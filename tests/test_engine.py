@@ -40,10 +40,20 @@ def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
+_before: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def threads_before() -> None:
+    """Note the threads that are there already: a vault that Flask holds lives as long as the process."""
+    _before.clear()
+    _before.update(threading.enumerate())
+
+
 def nothing_left(dsn: str) -> None:
     """No connection of ours, and no thread."""
     wait_for(lambda: rows(dsn, f"SELECT count(*) FROM pg_stat_activity WHERE {OURS}") == [(0,)])
-    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("tracevault-")])
+    wait_for(lambda: not [each for each in set(threading.enumerate()) - _before if each.name.startswith("tracevault-")])
 
 
 @contextmanager

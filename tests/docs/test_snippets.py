@@ -12,6 +12,7 @@ import ast
 import asyncio
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -91,6 +92,8 @@ def test_snippets(
     monkeypatch.delenv("DATABASE_URL_READ", raising=False)
     monkeypatch.setenv("PATH", _PATH)
     monkeypatch.setattr(catalog, "_by_name", dict(catalog._by_name))  # what a page declares is its own
+    # A page may set up logging, to a stream that is closed with this test.
+    monkeypatch.setattr(logging.root, "handlers", [])
     # What looks up annotations looks for the module.
     module = ModuleType("snippets")
     monkeypatch.setitem(sys.modules, "snippets", module)
