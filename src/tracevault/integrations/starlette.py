@@ -69,7 +69,8 @@ class AuditMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] not in {"http", "websocket"}:
+        kind = scope["type"]
+        if kind != "http" and kind != "websocket":  # noqa: PLR1714 - this is run for every request
             await self.app(scope, receive, send)
             return
         scope[_KEY] = self.audit
@@ -78,8 +79,9 @@ class AuditMiddleware:
             if name == _HEADER:
                 given = value
                 break
-        id_ = id_of(given)
+        id_ = given if given is not None and is_id(given) else id_of(None)
         begun = False
+        audited = self._audited if kind == "http" else None
 
         def load() -> ContextFields:
             peer = scope.get("client")
@@ -98,7 +100,7 @@ class AuditMiddleware:
                 return send(message)
             begun = True
             _answer(message, id_, opened)
-            if self._is_audited(scope):
+            if audited is not None and audited(scope["method"], scope["path"]):
                 return self._send_recorded(scope, message, send)
             return send(message)
 
@@ -107,14 +109,10 @@ class AuditMiddleware:
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            if not begun and self._is_audited(scope):
+            if not begun and audited is not None and audited(scope["method"], scope["path"]):
                 await self._record_failure(scope)
             raise
         opened.__exit__()
-
-    def _is_audited(self, scope: Scope) -> bool:
-        audited = self._audited
-        return audited is not None and scope["type"] == "http" and audited(scope["method"], scope["path"])
 
     async def _record(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", None)
