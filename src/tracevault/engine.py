@@ -64,7 +64,7 @@ from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
 from tracevault.writer.lent import write_on, write_on_async
 from tracevault.writer.stats import Counters, Stats
-from tracevault.writer.told import tell
+from tracevault.writer.told import Kept, tell
 
 if TYPE_CHECKING:
     from tracevault.integrity.report import Report
@@ -241,11 +241,11 @@ class _Engine:
         counters.add(delivered=len(batch))
 
     def _told_of(self, batch: Sequence[Prepared], *, inside: bool) -> Stored:
-        where: Literal["database", "transaction"] = "transaction" if inside else "database"
+        where: Kept = "transaction" if inside else "database"
         self.tell(batch, where)
         return where
 
-    def tell(self, batch: Iterable[Prepared], where: Literal["database", "transaction"] = "database") -> None:
+    def tell(self, batch: Iterable[Prepared], where: Kept = "database") -> None:
         """Tell ``on_stored``, if there is one."""
         if self.config.on_stored is not None:
             tell(self.config.on_stored, batch, where)

@@ -1,15 +1,5 @@
-"""What the tests of the documentation share."""
+"""What the tests of the documentation share: the newest server alone, which the documentation is written for."""
 
-from __future__ import annotations
+from tests.newest import server
 
-from collections.abc import Callable
-
-import pytest
-
-from tests import servers
-
-
-@pytest.fixture(scope="session")
-def server(running: Callable[[str], str]) -> str:
-    """Conninfo of the newest server alone, which the documentation is written for."""
-    return running(servers.VERSIONS[0])
+__all__ = ["server"]

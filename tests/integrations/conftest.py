@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import servers
 from tests.conftest import rows
 from tests.docs.test_snippets import url as url_of
+from tests.newest import server
+
+__all__ = ["server"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _BIN = Path(sys.executable).parent
@@ -26,12 +28,6 @@ _BIN = Path(sys.executable).parent
 _PATIENCE = 30.0
 
 Start = Callable[..., "Started"]
-
-
-@pytest.fixture(scope="session")
-def server(running: Callable[[str], str]) -> str:
-    """Conninfo of the newest server alone: what frameworks do does not depend on its version."""
-    return running(servers.VERSIONS[0])
 
 
 @pytest.fixture
@@ -94,6 +90,22 @@ class Started:
             self.process.wait()
 
 
+def run_example(example: str, *command: str, url: str, **environment: str) -> str:
+    """Run ``command`` in the folder ``examples/<example>`` to its end; return what it prints. It must succeed."""
+    program, *arguments = command
+    done = subprocess.run(
+        [_program(program), *arguments],
+        cwd=EXAMPLES / example,
+        env={**os.environ, "DATABASE_URL_WRITE": url, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def start(url: str, tmp_path: Path) -> Iterator[Start]:
     """A function that starts ``command`` in the folder ``examples/<example>``; ``{port}`` in it is a free port.
@@ -103,12 +115,12 @@ def start(url: str, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def run(example: str, *command: str, http: bool = True, **environment: str) -> Started:
-            port = _free_port()
+            port = free_port()
             program, *arguments = (word.replace("{port}", str(port)) for word in command)
             output = tmp_path / f"{example}-{port}.txt"
             with output.open("wb") as sink:
                 process = subprocess.Popen(
-                    [sys.executable if program == "python" else str(_BIN / program), *arguments],
+                    [_program(program), *arguments],
                     cwd=EXAMPLES / example,
                     env={**os.environ, "DATABASE_URL_WRITE": url, "PYTHONUNBUFFERED": "1", **environment},
                     stdin=subprocess.DEVNULL,
@@ -138,7 +150,12 @@ async def call(port: int, method: str, path: str, headers: Mapping[str, str]) ->
     }
 
 
-def _free_port() -> int:
+def _program(name: str) -> str:
+    return sys.executable if name == "python" else str(_BIN / name)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

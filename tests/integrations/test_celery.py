@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from celery.contrib.testing.worker import start_worker
 
 import tracevault
 from tests.conftest import rows
-from tests.integrations.conftest import EXAMPLES, Start, _free_port
+from tests.integrations.conftest import Start, free_port, run_example
 from tracevault.integrations.celery import HEADER, MOST, install
 
 REDIS = shutil.which("redis-server")
@@ -34,7 +32,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     """A Redis of the test's own."""
     if REDIS is None:
         pytest.skip("needs Debian's redis-server")
-    port = _free_port()
+    port = free_port()
     command = [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with closing(redis.Redis(port=port)) as client:
@@ -44,22 +42,11 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
                 break
             except redis.ConnectionError:
                 time.sleep(0.05)
+        else:
+            pytest.fail("redis-server does not answer")
     yield f"redis://127.0.0.1:{port}/0"
     process.terminate()
     process.wait()
-
-
-def order(url: str, *orders: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "order.py", *orders],
-        cwd=EXAMPLES / "celery",
-        env={**os.environ, "DATABASE_URL_WRITE": url, **environment},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 WORKER = ("celery", "-A", "app", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "info")
@@ -68,7 +55,22 @@ WORKER = ("celery", "-A", "app", "worker", "--pool", "prefork", "--concurrency",
 def test_the_example_over_a_folder(start: Start, ready_dsn: str, url: str, tmp_path: Path) -> None:
     folder = {"BROKER_FOLDER": str(tmp_path / "broker")}
     # Before the worker starts: it would lose a message that it sees half written.
-    order(url, "ann", "tea", "120", "bea", "coffee", "-1", "cid", "milk", "90", **folder)
+    run_example(
+        "celery",
+        "python",
+        "order.py",
+        "ann",
+        "tea",
+        "120",
+        "bea",
+        "coffee",
+        "-1",
+        "cid",
+        "milk",
+        "90",
+        url=url,
+        **folder,
+    )
     worker = start("celery", *WORKER, http=False, **folder)
     found = worker.await_rows(
         ready_dsn,
@@ -90,7 +92,14 @@ def test_many_users_do_not_cross_and_tasks_pass_it_on(start: Start, ready_dsn: s
     users = [f"user-{number}" for number in range(60)]
     broker = {"BROKER_URL": redis_url}
     worker = start("celery", *WORKER, http=False, **broker)
-    order(url, *(word for user in users for word in (user, f"item-of-{user}", "7")), **broker)
+    run_example(
+        "celery",
+        "python",
+        "order.py",
+        *(word for user in users for word in (user, f"item-of-{user}", "7")),
+        url=url,
+        **broker,
+    )
     query = "SELECT event, actor_id, correlation_id, target_id, meta FROM audit_logs"
     worker.await_rows(ready_dsn, query, count=3 * len(users))
     found = rows(ready_dsn, query)

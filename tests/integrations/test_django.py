@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -17,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import rows
-from tests.integrations.conftest import EXAMPLES, Start
+from tests.integrations.conftest import EXAMPLES, Start, run_example
 from tracevault import ConfigError, DriverError, set_context
 
 with pytest.MonkeyPatch.context() as environment:
@@ -113,17 +110,7 @@ def log(ready_dsn: str) -> Iterator[Log]:
 
 
 def manage(url: str, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "manage.py", *command],
-        cwd=EXAMPLES / "django",
-        env={**os.environ, "DATABASE_URL_WRITE": url, "DJANGO_SETTINGS_MODULE": "shop.settings"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_example("django", "python", "manage.py", *command, url=url, DJANGO_SETTINGS_MODULE="shop.settings")
 
 
 def test_the_example_over_http(start: Start, ready_dsn: str, url: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tracevault.integrations import structlog as structured
 
 READY: Any = {"bootstrap": {"ensure_schema": False}}
 ANN = {"id": "ann", "type": "user"}
+X = sha256(b"x").hexdigest()
 
 
 def test_the_example(start: Start, ready_dsn: str) -> None:
@@ -167,7 +169,11 @@ def test_a_handler_for_a_legacy_logger(ready_dsn: str, lines: tuple[logging.Logg
                 "message": "deleted doc 7\\x00\\ud800",
                 "logger": "tests.audit",
                 "severity": "info",
-                "extra": {"doc": 7, "password": "[REDACTED]", "what": [{"bytes": 1, "sha256": _sha256(b"x")}]},
+                "extra": {
+                    "doc": 7,
+                    "password": "[REDACTED]",
+                    "what": [{"bytes": 1, "sha256": X}],
+                },
             },
             "info",
         ),
@@ -213,12 +219,6 @@ async def test_a_handler_needs_a_blocking_vault(ready_dsn: str) -> None:
     async with start_tracevault(connection_string=ready_dsn, **READY) as audit:
         with pytest.raises(ConfigError, match="logging cannot await"):
             ours.AuditHandler(audit)  # type: ignore[arg-type]
-
-
-def _sha256(content: bytes) -> str:
-    from hashlib import sha256
-
-    return sha256(content).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------- structlog

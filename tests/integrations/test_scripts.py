@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from tests.conftest import rows
 from tests.docs.test_snippets import url as url_of
-from tests.integrations.conftest import EXAMPLES
-
-
-def run(example: str, *command: str, url: str) -> str:
-    program = Path(sys.executable).parent / command[0]
-    done = subprocess.run(
-        [str(program), *command[1:]],
-        cwd=EXAMPLES / example,
-        env={**os.environ, "DATABASE_URL_WRITE": url, "PYTHONDONTWRITEBYTECODE": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.integrations.conftest import run_example
 
 
 def test_alembic(dsn: str) -> None:
     url = url_of(dsn)
-    run("alembic", "alembic", "upgrade", "head", url=url)
+    run_example("alembic", "alembic", "upgrade", "head", url=url)
     tables = rows(
         dsn, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
     )
     assert [name for (name,) in tables] == ["alembic_version", "audit_logs", "audit_user_events", "products"]
-    assert "No new upgrade operations detected" in run("alembic", "alembic", "check", url=url)
-    assert "CREATE TABLE" in run("alembic", "alembic", "upgrade", "head", "--sql", url=url)
-    run("alembic", "alembic", "downgrade", "base", url=url)
+    assert "No new upgrade operations detected" in run_example("alembic", "alembic", "check", url=url)
+    assert "CREATE TABLE" in run_example("alembic", "alembic", "upgrade", "head", "--sql", url=url)
+    run_example("alembic", "alembic", "downgrade", "base", url=url)
     assert rows(dsn, "SELECT count(*) FROM audit_logs") == [(0,)]
 
 
 def test_asyncpg(ready_dsn: str, url: str) -> None:
-    run("asyncpg", "python", "transfer.py", "ann", "bea", "30", url=url)
-    printed = run("asyncpg", "python", "transfer.py", "ann", "bea", "500", url=url)
+    run_example("asyncpg", "python", "transfer.py", "ann", "bea", "30", url=url)
+    printed = run_example("asyncpg", "python", "transfer.py", "ann", "bea", "500", url=url)
     assert printed.splitlines()[1] == "money.transferred {'amount': 30}"
     assert rows(ready_dsn, "SELECT owner, money FROM accounts ORDER BY 1") == [("ann", 70), ("bea", 130)]
     assert rows(ready_dsn, "SELECT event, actor_id, target_id, outcome FROM audit_logs ORDER BY id") == [
@@ -52,7 +32,7 @@ def test_asyncpg(ready_dsn: str, url: str) -> None:
 
 
 def test_logging(ready_dsn: str, url: str) -> None:
-    printed = run("logging", "python", "app.py", "bea", url=url).splitlines()
+    printed = run_example("logging", "python", "app.py", "bea", url=url).splitlines()
     assert printed[0].startswith(
         "WARNING tracevault.events: legacy.noted actor=user/bea target=doc/7 severity=warning id="
     )

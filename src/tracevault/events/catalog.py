@@ -7,7 +7,7 @@ or by its name. Dataclasses and TypedDicts are checked by the names of their fie
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import (
     Any,
@@ -115,27 +115,22 @@ def catalog() -> tuple[DeclaredEvent, ...]:
 
 def typed(given: Any) -> tuple[DeclaredEvent, Payload | None] | None:
     """Return the declared event that a class or an instance stands for, and the instance's payload; None for others."""
-    if isinstance(given, type):
-        found = _by_class.get(given)
-        if found is None:
-            raise ValidationError(
-                f"`event` must be a string, or what is declared as an event: {given.__name__} is not, {_BY}",
-                field="event",
-            )
-        return found, None
-    cls = type(given)
+    cls = given if isinstance(given, type) else type(given)
     found = _by_class.get(cls)
-    if found is None:
-        if is_dataclass(cls) or hasattr(cls, "model_dump"):
-            raise ValidationError(
-                f"`event` must be a string, or what is declared as an event: {cls.__name__} is not, {_BY}",
-                field="event",
-            )
-        return None
-    return found, payload_of(given)
+    if found is not None:
+        return found, None if cls is given else payload_of(given)
+    if cls is given or has_fields(given):
+        raise ValidationError(
+            f"`event` must be a string, or what is declared as an event: {cls.__name__} is not, decorate it with "
+            '@tracevault.event("...")',
+            field="event",
+        )
+    return None
 
 
-_BY = 'decorate it with @tracevault.event("...")'
+def has_fields(value: Any) -> bool:
+    """Whether a value is an instance of a dataclass or of a pydantic model, which `payload_of` takes."""
+    return not isinstance(value, type) and (is_dataclass(value) or hasattr(value, "model_dump"))
 
 
 def payload_of(instance: Any) -> Payload:
@@ -146,9 +141,7 @@ def payload_of(instance: Any) -> Payload:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, type):
-        return value
-    if is_dataclass(value) or hasattr(value, "model_dump"):
+    if has_fields(value):
         return dict(payload_of(value))
     if type(value) is dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -191,16 +184,13 @@ def check_side(name: str, side: Any, field: str, *, closed: bool) -> Any:
 def _declared(name: str, *, closed: bool) -> DeclaredEvent | None:
     found = _by_name.get(name)
     if found is None and closed:
+        hint = "no event is declared: are the modules imported that do?"
         raise ValidationError(
-            f"`event` {rules.shorten(repr(name))} is not in the catalog, which is closed; {_hint(name, _by_name)}",
+            f"`event` {rules.shorten(repr(name))} is not in the catalog, which is closed; "
+            f"{rules.nearest(name, _by_name) if _by_name else hint}",
             field="event",
         )
     return found
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    return rules.nearest(name, known) if known else "no event is declared: are the modules imported that do?"
 
 
 def _check_names(found: DeclaredEvent, given: Mapping[str, Any], path: str) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID
 
 from tracevault import AuditRecord, ConfigError, Scope
+from tracevault.events.record import RECORD_COLUMNS, limit_of
 from tracevault.integrations.values import plain
-
-Stored = Literal["database", "transaction"]
+from tracevault.writer.told import Kept, OnStored
 
 EVENT = "audit_event"
 """The attribute of a log record that holds the event as a dict, for formatters."""
@@ -29,14 +28,13 @@ _LEVELS = {
 _SEVERITIES = ("critical", "error", "warning", "info")
 # What every log record has; what a caller adds by `extra` is the rest.
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", EVENT}
-_LONGEST_ERROR = 255
 
 _emitting: ContextVar[bool] = ContextVar("tracevault_logging", default=False)
 
 
 def log_stored(
     logger: str | logging.Logger = "tracevault.events", *, level: int = logging.INFO, payloads: bool = False
-) -> Callable[[AuditRecord, Stored], None]:
+) -> OnStored:
     """Return an ``on_stored`` that writes one line for each stored event: its name, who, to what, and its ids.
 
     The line's level is that of the event's severity, where it has one that is documented, else ``level``. The record
@@ -45,7 +43,7 @@ def log_stored(
     """
     log = logging.getLogger(logger) if isinstance(logger, str) else logger
 
-    def mirror(record: AuditRecord, where: Stored) -> None:
+    def mirror(record: AuditRecord, where: Kept) -> None:
         chosen = level_of(record, level)
         if log.isEnabledFor(chosen):
             fields = fields_of(record, where, payloads=payloads)
@@ -59,10 +57,10 @@ def level_of(record: AuditRecord, level: int) -> int:
     return _LEVELS.get(record.severity or "", level)
 
 
-def fields_of(record: AuditRecord, where: Stored, *, payloads: bool) -> dict[str, Any]:
+def fields_of(record: AuditRecord, where: Kept, *, payloads: bool) -> dict[str, Any]:
     """Return what a record holds as JSON has it, without what is empty."""
     fields: dict[str, Any] = {"stored": where}
-    for name in record.__slots__:
+    for name in RECORD_COLUMNS:
         value = getattr(record, name)
         if value is None or (name in {"data", "meta"} and not payloads):
             continue
@@ -70,7 +68,7 @@ def fields_of(record: AuditRecord, where: Stored, *, payloads: bool) -> dict[str
     return fields
 
 
-def _line(record: AuditRecord, where: Stored) -> str:
+def _line(record: AuditRecord, where: Kept) -> str:
     words = [_word(record.event)]
     for name in ("actor", "target"):
         id_, type_ = getattr(record, f"{name}_id"), getattr(record, f"{name}_type")
@@ -159,7 +157,7 @@ def data_of(record: logging.LogRecord) -> dict[str, Any]:
         data["extra"] = extra
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        data["error"] = {"code": type(error).__name__[:_LONGEST_ERROR], "message": _storable(str(error))}
+        data["error"] = {"code": type(error).__name__[: limit_of("error_code")], "message": _storable(str(error))}
     return data
 
 
@@ -173,6 +171,4 @@ def _clean(value: Any) -> Any:
         return _storable(value)
     if isinstance(value, dict):
         return {_storable(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return str(value) if isinstance(value, UUID) else value
+    return [_clean(item) for item in value] if isinstance(value, list) else value

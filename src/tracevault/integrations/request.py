@@ -105,9 +105,11 @@ def is_id(value: bytes) -> bool:
 
 def id_of(given: bytes | None) -> bytes:
     """Return an id of a request's if it can be one, else a new one."""
-    # 32 hex digits from the system's generator: as unpredictable as a UUID of version 4, and cheaper to write.
-    if given is not None and is_id(given):
-        return given
+    return given if given is not None and is_id(given) else new_id()
+
+
+def new_id() -> bytes:
+    """Return 32 hex digits from the system's generator: as unpredictable as a UUID of version 4, and quicker made."""
     return urandom(16).hex().encode()
 
 

@@ -18,7 +18,7 @@ from tracevault import (
     context,
     current_context,
 )
-from tracevault.integrations.request import REQUEST_EVENT, id_of, is_id, request_data, request_reader, selection
+from tracevault.integrations.request import REQUEST_EVENT, is_id, new_id, request_data, request_reader, selection
 
 try:
     from starlette.requests import HTTPConnection
@@ -79,7 +79,7 @@ class AuditMiddleware:
             if name == _HEADER:
                 given = value
                 break
-        id_ = given if given is not None and is_id(given) else id_of(None)
+        id_ = given if given is not None and is_id(given) else new_id()
         begun = False
         audited = self._audited if kind == "http" else None
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from tracevault import AuditRecord, current_context
 from tracevault.events.record import limit_of
-from tracevault.integrations.logging import Stored, fields_of, level_of
+from tracevault.integrations.logging import fields_of, level_of
+from tracevault.writer.told import Kept, OnStored
 
 try:
     import structlog
@@ -71,9 +72,7 @@ def add_context(_logger: Any, _method: str, event_dict: MutableMapping[str, Any]
     return event_dict
 
 
-def log_stored(
-    logger: Any = None, *, level: int = logging.INFO, payloads: bool = False
-) -> Callable[[AuditRecord, Stored], None]:
+def log_stored(logger: Any = None, *, level: int = logging.INFO, payloads: bool = False) -> OnStored:
     """Return an ``on_stored`` that logs each stored event by structlog: the event's name, its fields as keys.
 
     ``logger`` is by default ``structlog.get_logger("tracevault.events")``. Level and ``payloads`` are as of
@@ -81,7 +80,7 @@ def log_stored(
     """
     log = structlog.get_logger("tracevault.events") if logger is None else logger
 
-    def mirror(record: AuditRecord, where: Stored) -> None:
+    def mirror(record: AuditRecord, where: Kept) -> None:
         fields = fields_of(record, where, payloads=payloads)
         log.log(level_of(record, level), fields.pop("event"), **fields)
 

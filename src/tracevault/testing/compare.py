@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields as fields_of
-from dataclasses import is_dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from tracevault.errors import ValidationError
-from tracevault.events.catalog import DeclaredEvent, payload_of
+from tracevault.events.catalog import has_fields, payload_of, typed
 from tracevault.events.payload import Encoder, decode
-from tracevault.events.record import Actor, AuditRecord, Target
+from tracevault.events.record import RECORD_COLUMNS, Actor, Target
 from tracevault.events.rules import nearest
 
 _encoder = Encoder(frozenset(), "", 2**28)
@@ -21,8 +19,7 @@ _encoder = Encoder(frozenset(), "", 2**28)
 _BARE = re.compile(r"[A-Za-z_][\w.:@/-]*", re.ASCII)
 # What an expectation may name, besides the columns of a record.
 _SIDES = ("before", "after", "diff")
-_RECORD = {field.name for field in fields_of(AuditRecord)}
-EXPECTED = frozenset({"actor", "target", *_SIDES, *_RECORD} - {"event", "created_at"}) | {"scope", "stored"}
+EXPECTED = frozenset({"actor", "target", "scope", "stored", *_SIDES, *RECORD_COLUMNS} - {"event", "created_at"})
 
 
 class Nothing:
@@ -42,13 +39,6 @@ class Difference(NamedTuple):
     path: str
     expected: Any
     emitted: Any
-
-
-def check_names(fields: Mapping[str, Any]) -> None:
-    """Raise `TypeError` for a field that no event has."""
-    unknown = next((name for name in fields if name not in EXPECTED), None)
-    if unknown is not None:
-        raise TypeError(f"`{unknown}` is not a field of an event; {nearest(unknown, EXPECTED)}")
 
 
 def differences(emitted: Mapping[str, Any], event: str | None, fields: Mapping[str, Any]) -> list[Difference]:
@@ -112,9 +102,7 @@ def _plain(value: Any, name: str = "data") -> Any:
     """Return an expected value as one that was stored reads: times as text, enums as their values."""
     if name not in ("data", "meta"):
         return value
-    if isinstance(value, type):
-        return value
-    if is_dataclass(value) or hasattr(value, "model_dump"):
+    if has_fields(value):
         value = payload_of(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
@@ -126,16 +114,20 @@ def _plain(value: Any, name: str = "data") -> Any:
         return value
 
 
-def expectation(
-    event: Any, fields: dict[str, Any], typed: tuple[DeclaredEvent, Any] | None
-) -> tuple[str | None, dict[str, Any]]:
-    """Return the name and the fields that are expected; a typed event stands for its name and its payload."""
-    check_names(fields)
-    if typed is None:
-        if event is not None and not isinstance(event, str):
-            raise TypeError(f"`event` must be an event's name or a typed event, got {event!r}")
+def expectation(event: Any, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the name and the fields that are expected; a typed event stands for its name and its payload.
+
+    Raises `TypeError` for a field that no event has.
+    """
+    unknown = next((name for name in fields if name not in EXPECTED), None)
+    if unknown is not None:
+        raise TypeError(f"`{unknown}` is not a field of an event; {nearest(unknown, EXPECTED)}")
+    if event is None or isinstance(event, str):
         return event, fields
-    declared, payload = typed
+    found = typed(event)
+    if found is None:
+        raise TypeError(f"`event` must be an event's name or a typed event, got {event!r}")
+    declared, payload = found
     return declared.name, fields if payload is None else {"data": dict(payload), **fields}
 
 

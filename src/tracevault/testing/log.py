@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tracevault import vault as vaults
-from tracevault.config import config_from
 from tracevault.engine import Stored
 from tracevault.errors import TracevaultError
-from tracevault.events.catalog import typed
 from tracevault.events.prepare import Prepared, unstored_record
-from tracevault.events.record import AuditRecord
-from tracevault.query import AsyncQuery, AuditQuery
+from tracevault.events.record import RECORD_COLUMNS, AuditRecord
 from tracevault.testing.compare import Difference, described, differences, expectation, line, table
 from tracevault.testing.memory import AsyncMemoryEngine, BlockingMemoryEngine
-from tracevault.vault import AsyncScope, AsyncTracevault, Scope, Tracevault
+from tracevault.vault import AsyncTracevault, Tracevault
 
 # The newest is where vaults in memory keep their events, also one that an earlier test has made and somebody held.
 _active: list[AuditLog] = []
@@ -30,7 +28,7 @@ class _Kept(NamedTuple):
     stored: Stored
 
     def values(self) -> dict[str, Any]:
-        values = {name: getattr(self.record, name) for name in self.record.__slots__}
+        values = {name: getattr(self.record, name) for name in RECORD_COLUMNS}
         return {**values, "scope": self.scope, "stored": self.stored}
 
 
@@ -97,7 +95,7 @@ class AuditLog:
         """Let a vault that was made before keep its events here, until the end; its database is not touched."""
         theirs = vault._engine
         kind: Callable[..., Any] = AsyncMemoryEngine if isinstance(vault, AsyncTracevault) else BlockingMemoryEngine
-        ours = kind(config_from({**_options(theirs.config), "seal": None}), current=_current)
+        ours = kind(replace(theirs.config, seal=None), current=_current)
         ours.state = "open"
         _set_engine(vault, ours)
         self._stack.callback(_set_engine, vault, theirs)
@@ -115,7 +113,7 @@ class AuditLog:
         them; ``before``, ``after`` and ``diff`` are those of `emit_diff`. None: the event has no such field.
         """
         __tracebackhide__ = True
-        name, expected = self._expectation(event, fields)
+        name, expected = expectation(event, fields)
         found = [differences(kept.values(), name, expected) for kept in self._kept]
         for place, different in enumerate(found):
             if not different and not self._asserted[place]:
@@ -126,7 +124,7 @@ class AuditLog:
     def assert_not_emitted(self, event: Any = None, /, **fields: Any) -> None:
         """Assert that no event with these fields was emitted."""
         __tracebackhide__ = True
-        name, expected = self._expectation(event, fields)
+        name, expected = expectation(event, fields)
         if any(not differences(kept.values(), name, expected) for kept in self._kept):
             raise AssertionError("\n".join([f"this was emitted: {described(name, expected)}", "", *self._all()]))
 
@@ -143,9 +141,6 @@ class AuditLog:
         """Keep an event; vaults call it."""
         self._kept.append(_Kept(unstored_record(prepared), scope, stored))
         self._asserted.append(False)
-
-    def _expectation(self, event: Any, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        return expectation(event, fields, None if event is None or isinstance(event, str) else typed(event))
 
     def _not_emitted(self, name: str | None, expected: dict[str, Any], found: list[list[Difference]]) -> str:
         lines = [f"no such event was emitted: {described(name, expected)}"]
@@ -176,14 +171,7 @@ class AuditLog:
         setattr(where, name, value)
 
 
-def _options(config: Any) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
 def _set_engine(vault: Any, engine: Any) -> None:
     for scope in vault._scopes.values():
         scope._engine = engine
-        if isinstance(scope, AsyncScope):
-            scope.query = AsyncQuery(engine, scope.name, scope.table)
-        elif isinstance(scope, Scope):
-            scope.query = AuditQuery(engine, scope.name, scope.table)
+        scope.query = type(scope.query)(engine, scope.name, scope.table)

@@ -11,10 +11,12 @@ from tracevault.events.record import AuditRecord
 
 _log = logging.getLogger("tracevault")
 
-OnStored = Callable[[AuditRecord, Literal["database", "transaction"]], object]
+Kept = Literal["database", "transaction"]
+"""Where a stored event is: committed, or in a caller's transaction."""
+OnStored = Callable[[AuditRecord, Kept], object]
 
 
-def tell(on_stored: OnStored, events: Iterable[Prepared], where: Literal["database", "transaction"]) -> None:
+def tell(on_stored: OnStored, events: Iterable[Prepared], where: Kept) -> None:
     """Call ``on_stored`` for each event. What it raises is logged: the events are stored, whatever it makes of them."""
     for prepared in events:
         try:
