@@ -334,6 +334,12 @@ def test_names_that_run_in_circles(tmp_path: Path) -> None:
     assert [each.message for each in find([tmp_path]).found] == ["POST /: f() emits no audit event"]
 
 
+def test_models_that_run_in_circles(tmp_path: Path) -> None:
+    models = "class A(B, Model): ...\nclass B(A): ...\ndef f():\n    A.objects.create()\n"
+    write(tmp_path, {"models.py": models})
+    assert [(each.line, each.code) for each in find([tmp_path]).found] == [(4, "TV002")]
+
+
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tracevault", "lint", *arguments],

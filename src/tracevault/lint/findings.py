@@ -11,12 +11,6 @@ from tracevault.lint.project import Class, Def, Project
 from tracevault.lint.routes import Route, audited_requests, routes
 from tracevault.lint.writes import Models
 
-CODES = {
-    "TV000": "a file cannot be read as Python",
-    "TV001": "a route takes requests that change something, and emits no event",
-    "TV002": "a model is written that is not audited, and no event is emitted",
-}
-
 
 class Finding(NamedTuple):
     """Something that changes without an event. ``line`` and ``column`` count from 1."""

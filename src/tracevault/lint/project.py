@@ -43,10 +43,7 @@ class Def:
     @property
     def is_marked(self) -> bool:
         """Whether a comment says that it needs no event."""
-        first = min([self.node.lineno, *(each.lineno for each in self.node.decorator_list)])
-        return self.module.is_marked(first - 1, self.node.body[0].lineno - 1) or (
-            self.owner is not None and self.owner.is_marked
-        )
+        return self.module.marks(self.node) or (self.owner is not None and self.owner.is_marked)
 
 
 @dataclass
@@ -69,8 +66,7 @@ class Class:
     @property
     def is_marked(self) -> bool:
         """Whether a comment says that it needs no event."""
-        first = min([self.node.lineno, *(each.lineno for each in self.node.decorator_list)])
-        return self.module.is_marked(first - 1, self.node.body[0].lineno - 1)
+        return self.module.marks(self.node)
 
 
 @dataclass
@@ -88,6 +84,11 @@ class Module:
     def is_marked(self, first: int, last: int) -> bool:
         """Whether one of these lines has the mark."""
         return any(first <= line <= last for line in self.marked)
+
+    def marks(self, node: Function | ast.ClassDef) -> bool:
+        """Whether the mark stands at a definition: above it, or in a line before its body."""
+        first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        return self.is_marked(first - 1, node.body[0].lineno - 1)
 
     def dotted(self, node: ast.AST | None) -> str | None:
         """Return what a name, or a chain of attributes, stands for: ``django.db.models.Model``; None for others."""
@@ -120,6 +121,10 @@ class Project:
                 self.modules.append(_module(path, root))
             except Unreadable as error:
                 self.unreadable.append(error)
+        # By the last part of their names, which is what most of an import names.
+        self._by_tail: dict[str, list[Module]] = {}
+        for module in self.modules:
+            self._by_tail.setdefault(module.name.rpartition(".")[2], []).append(module)
         self._methods: dict[str, list[Def]] = {}
         for module in self.modules:
             for kind in module.classes.values():
@@ -155,12 +160,22 @@ class Project:
             return own  # type: ignore[no-any-return]
         where, _, name = dotted.rpartition(".")
         if where:
-            for other in self.modules:
+            for other in self._by_tail.get(where.rpartition(".")[2], ()):
                 if other.name == where or other.name.endswith(f".{where}"):
                     found = getattr(other, kind).get(name)
                     if found is not None:
                         return found  # type: ignore[no-any-return]
         return None
+
+    def lineage(self, kind: Class) -> Iterator[Class]:
+        """Yield a class, its first base that the project has, and so on; what is read may run in a circle."""
+        seen: set[Class] = set()
+        found: Class | None = kind
+        while found is not None and found not in seen:
+            seen.add(found)
+            yield found
+            bases = (self.class_(found.module, base) for base in found.bases)
+            found = next((base for base in bases if base is not None), None)
 
     def derives(self, kind: Class, names: frozenset[str]) -> bool:
         """Whether a class has one of these bases, by the last word of its name, at any depth within the project."""
@@ -218,35 +233,14 @@ class Project:
 
     def method(self, kind: Class, name: str) -> Def | None:
         """Return a method of a class, or of a base of it that the project has."""
-        for _ in range(20):  # bases in a circle are no Python, but may be read
-            if name in kind.methods:
-                return kind.methods[name]
-            base = next((each for each in (self.class_(kind.module, base) for base in kind.bases) if each), None)
-            if base is None:
-                return None
-            kind = base
-        return None
+        return next((each.methods[name] for each in self.lineage(kind) if name in each.methods), None)
 
 
 # Names of methods that everything has: to call one says nothing about whose it is.
 _COMMON = frozenset(
-    {
-        "save",
-        "create",
-        "update",
-        "delete",
-        "add",
-        "get",
-        "post",
-        "put",
-        "patch",
-        "set",
-        "run",
-        "call",
-        "execute",
-        "commit",
-    }
-    | {"filter", "all", "close", "open", "read", "write", "send", "start", "stop", "append", "remove", "pop", "items"}
+    {"save", "create", "update", "delete", "add", "get", "post", "put", "patch", "set", "run", "call", "execute"}
+    | {"commit", "filter", "all", "close", "open", "read", "write", "send", "start", "stop", "append", "remove", "pop"}
+    | {"items"}
 )
 
 
@@ -258,10 +252,13 @@ def is_emit(module: Module, node: ast.AST) -> bool:
     if isinstance(called, ast.Name):
         return called.id in _EMITS and module.imports.get(called.id, "").startswith("tracevault.")
     if isinstance(called, ast.Attribute) and called.attr in _EMITS:
-        owner = called.value
-        name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
-        return not _OTHERS.search(name)
+        return not _OTHERS.search(last_name(called.value))
     return False
+
+
+def last_name(node: ast.AST) -> str:
+    """Return the last word of a name or of a chain of attributes; empty for other expressions."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _files(paths: Iterable[Path], exclude: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:

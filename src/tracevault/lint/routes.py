@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tracevault.lint.project import Class, Def, Module, Project
+from tracevault.lint.project import Class, Def, Module, Project, last_name
 
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 
@@ -60,7 +60,7 @@ def routes(project: Project) -> Iterator[Route]:
 def _decorated(one: Def, prefixes: dict[str, str]) -> Iterator[Route]:
     for decorator in one.node.decorator_list:
         called = decorator.func if isinstance(decorator, ast.Call) else decorator
-        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        name = last_name(called)
         if name == "require_POST":
             yield Route(("POST",), "", one)
         elif not isinstance(decorator, ast.Call):
@@ -81,8 +81,7 @@ def _decorated(one: Def, prefixes: dict[str, str]) -> Iterator[Route]:
 
 def _registered(project: Project, module: Module, call: ast.Call) -> Iterator[Route]:
     """Yield the route of `Route("/x", view, methods=...)`, and of what adds one."""
-    called = call.func
-    name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+    name = last_name(call.func)
     if name not in {"Route", "add_route", "add_api_route", "add_url_rule"}:
         return
     path = _path(call)

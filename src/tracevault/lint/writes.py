@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tracevault.lint.project import Class, Def, Module, Project
+from tracevault.lint.project import Class, Def, Module, Project, last_name
 
 _DJANGO = frozenset({"Model"})
 _MANAGER = frozenset(
@@ -51,14 +51,7 @@ class Models:
         """Whether every change of a model's objects is an event."""
         if kind in self._sqlalchemy:
             return self._sessions_audited
-        while kind not in self._audited:
-            base = next(
-                (each for each in (self._project.class_(kind.module, base) for base in kind.bases) if each), None
-            )
-            if base is None or base is kind:
-                return False
-            kind = base
-        return True
+        return not self._audited.isdisjoint(self._project.lineage(kind))
 
     def model(self, module: Module, node: ast.AST | None) -> Class | None:
         """Return the model that an expression names."""
@@ -179,5 +172,4 @@ def _is_decorated(kind: Class) -> bool:
 
 
 def _is_session(node: ast.AST) -> bool:
-    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-    return name.lower().endswith("session") or (isinstance(node, ast.Call) and _is_session(node.func))
+    return last_name(node).lower().endswith("session") or (isinstance(node, ast.Call) and _is_session(node.func))
