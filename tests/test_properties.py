@@ -89,7 +89,8 @@ scalars = (
     | st.uuids()
     | st.sampled_from([*Color, Name.KEY, Level.HIGH])
 )
-keys = texts | st.sampled_from(["a", "b", "c", "", " ", "a.b", Name.KEY])
+# None that is masked, which Hypothesis would otherwise find in our source: of those there are tests of their own.
+keys = (texts | st.sampled_from(["a", "b", "c", "", " ", "a.b", Name.KEY])).filter(lambda key: not ENCODER.masks(key))
 values = st.recursive(
     scalars,
     lambda inner: (
