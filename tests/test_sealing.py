@@ -217,6 +217,25 @@ def test_small_batches_make_the_same_tree(ready_dsn: str, make_sealer: MakeSeale
     assert trees[0][0] == expected[:4] + early_number + expected[4:13] + between
 
 
+def test_a_walk_that_was_interrupted_hides_nothing_that_came_since(
+    ready_dsn: str, make_sealer: MakeSealer, signer: Signer
+) -> None:
+    """`seal` means what is committed now, though the walk that it goes on with has another end."""
+    expected: list[UUID] = []
+    for _ in range(3):  # the first round of a new table looks for rows without a transaction
+        expected += add(ready_dsn, 4)
+        with closing(make_sealer(ready_dsn, batch=3)) as stopped:
+            done = stopped.round(TABLE)
+            assert done is not None
+            assert done.more
+        expected += add(ready_dsn, 2)
+        done = make_sealer(ready_dsn, batch=3).seal(TABLE)
+        assert done is not None
+        assert not done.more
+        assert leaves(ready_dsn) == expected
+    checked(ready_dsn, signer)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_table_of_the_reference_is_adopted_and_resumed(
     dsn: str, make_sealer: MakeSealer, signer: Signer, stage: str

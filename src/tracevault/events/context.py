@@ -54,7 +54,27 @@ _LIMITS = {name: limit_of(name) for name in ("tenant_id", "correlation_id", "req
 _SOURCED = frozenset({"actor", "on_behalf_of", "trace_id", "span_id", "meta", *_LIMITS})
 
 
-class context:  # noqa: N801 - it is used like a function: `with context(...):`
+class Holder:
+    """What the `ContextVar` holds: a context's own fields, read when they are first needed, and the context around it.
+
+    No slots: most requests of an application emit nothing, and set none of these.
+    """
+
+    outer: Holder | None = None
+    fields: dict[str, Any] | None = None
+
+    def load(self) -> Mapping[str, Any]:
+        """Return the fields, which `own` checks and keeps."""
+        raise NotImplementedError
+
+    def own(self) -> dict[str, Any]:
+        """Return the fields of this context alone."""
+        if self.fields is None:
+            self.fields = _checked(self.load())
+        return self.fields
+
+
+class context(Holder):  # noqa: N801 - it is used like a function: `with context(...):`
     """Give the events that are emitted inside the ``with`` block these fields, where they do not name their own.
 
     Contexts nest: the inner one wins, and ``meta`` is merged. ``inherit=False`` begins with nothing, as a worker or a
@@ -62,8 +82,6 @@ class context:  # noqa: N801 - it is used like a function: `with context(...):`
     it is called once, when they are first needed. Raises `ValidationError` for a value that no event could have, at
     once, or when the function has returned it.
     """
-
-    __slots__ = ("_fields", "_inherit", "_load", "_outer", "_token")
 
     def __init__(
         self,
@@ -74,26 +92,26 @@ class context:  # noqa: N801 - it is used like a function: `with context(...):`
         **fields: Unpack[ContextFields],
     ) -> None:
         """Check the fields; the context begins with the block."""
-        self._fields: dict[str, Any] | None = None if load is not None else _checked(fields)
+        if load is None:
+            self.fields = _checked(fields)
         self._load = load
         self._inherit = inherit
-        self._outer: context | None = None
-        self._token: Token[context | None] | None = None
+        self._token: Token[Holder | None] | None = None
 
     def __enter__(self) -> Self:
         """Begin the context."""
         if self._token is not None:
             raise TracevaultError("the context is entered already: make another one by `tracevault.context(...)`")
         if self._inherit:
-            self._outer = _current.get()
-        self._token = _current.set(self)
+            self.outer = current.get()
+        self._token = current.set(self)
         return self
 
     def __exit__(self, *_error: object) -> None:
         """End it."""
         token, self._token = self._token, None
         try:
-            _current.reset(token)  # type: ignore[arg-type] # it was entered
+            current.reset(token)  # type: ignore[arg-type] # it was entered
             return
         except ValueError:
             pass
@@ -102,20 +120,13 @@ class context:  # noqa: N801 - it is used like a function: `with context(...):`
             "see it: a framework that runs the two halves of a generator apart wants `set_context` instead"
         )
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the fields are known: False while nobody has needed those that a function is to return."""
-        return self._fields is not None
-
-    def _own(self) -> dict[str, Any]:
-        """Return the fields of this context alone."""
-        if self._fields is None:
-            assert self._load is not None
-            self._fields = _checked(cast("Mapping[str, Any]", self._load()))
-        return self._fields
+    def load(self) -> Mapping[str, Any]:
+        """Call the function that returns the fields."""
+        assert self._load is not None
+        return cast("Mapping[str, Any]", self._load())
 
 
-_current: ContextVar[context | None] = ContextVar("tracevault_context", default=None)
+current: ContextVar[Holder | None] = ContextVar("tracevault_context", default=None)
 
 
 def set_context(**fields: Unpack[ContextFields]) -> None:
@@ -123,11 +134,11 @@ def set_context(**fields: Unpack[ContextFields]) -> None:
 
     Raises `TracevaultError` where there is none: nobody would ever take the fields away again.
     """
-    holder = _current.get()
+    holder = current.get()
     if holder is None:
         raise TracevaultError("there is no context to add to: open one by `with tracevault.context(...):`")
     checked = _checked(fields)
-    own = holder._own()
+    own = holder.own()
     meta, given = own.get("meta"), checked.get("meta")
     if meta is not None and given is not None:
         checked["meta"] = (*meta, *given)
@@ -195,20 +206,20 @@ def completed(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 
 def _gathered(names: Collection[str] = ()) -> dict[str, Any] | None:
     """Return the fields of all contexts here, functions called; ``traceparent`` as its text and what it names."""
-    holder = _current.get()
+    holder = current.get()
     if holder is None:
         return None
     values: dict[str, Any] = {}
     metas: list[Any] = []
     while holder is not None:
-        for name, value in holder._own().items():
+        for name, value in holder.own().items():
             if names and name not in names:
                 continue
             if name == "meta":
                 metas = [*value, *metas]
             elif name not in values:
                 values[name] = value() if callable(value) else value
-        holder = holder._outer
+        holder = holder.outer
     for piece in metas:
         found = piece() if callable(piece) else piece
         if found is not None:

@@ -187,8 +187,19 @@ SELECT coalesce(string_agg(hash, ''::bytea ORDER BY place), ''), count(*) FROM p
     return Query(sql, tuple(params))
 
 
-def seal_rows(table: str, limit: int) -> Flow[tuple[Tree, int] | None]:
-    """Give leaves to at most ``limit`` rows; return the tree as it is then, and how many, or None if another does it.
+class Sealed(NamedTuple):
+    """What one transaction sealed: the tree as it is then, how many rows, and whether its own snapshot is sealed next.
+
+    It is not where it went on with a walk that has another target: rows that were committed since wait for the next.
+    """
+
+    tree: Tree
+    count: int
+    current: bool
+
+
+def seal_rows(table: str, limit: int) -> Flow[Sealed | None]:
+    """Give leaves to at most ``limit`` rows; None if another does it.
 
     Raises `SealError` if the hashes that are stored do not make the root that is stored.
     """
@@ -206,22 +217,24 @@ def seal_rows(table: str, limit: int) -> Flow[tuple[Tree, int] | None]:
         (tree.snapshot, _IDLE),
     )
     target, idle, *_ = now.rows[0]
-    fresh = tree.walk == "snapshot" and tree.target is None
+    current = tree.target is None
     tree = replace(tree, target=tree.target or target)
     picked = yield _picked(tree, limit)
     hashes, count = picked.rows[0]
-    if count == 0 and idle and fresh:
-        return replace(tree, target=None), 0  # to store the snapshot would be a transaction, and so another snapshot
+    if count == 0 and idle and current and tree.walk == "snapshot":
+        # To store the snapshot would be a transaction, and so another snapshot.
+        return Sealed(replace(tree, target=None), 0, current)
     grown = (yield from _grow(tree, hashes)) if count else tree
     if count == limit:
         grown = replace(grown, after=(yield from _last(grown)))
     elif tree.walk == "legacy":
         grown = replace(grown, walk="snapshot", target=target, after=None)
+        current = True
     else:  # the walk has come to its end
         assert tree.target is not None
         grown = replace(grown, snapshot=tree.target, target=None, walk="snapshot", after=None)
     yield from _store(grown)
-    return grown, count
+    return Sealed(grown, count, current)
 
 
 def _last(tree: Tree) -> Flow[tuple[str | None, UUID, str]]:

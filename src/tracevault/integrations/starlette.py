@@ -15,9 +15,9 @@ from tracevault import (
     AsyncUnitOfWork,
     ContextFields,
     TracevaultError,
-    context,
     current_context,
 )
+from tracevault.events.context import Holder, current
 from tracevault.integrations.request import REQUEST_EVENT, is_id, new_id, request_data, request_reader, selection
 
 try:
@@ -65,7 +65,7 @@ class AuditMiddleware:
         self._read = request_reader(trusted_proxies)
         self._actor = actor
         self._tenant_id = tenant_id
-        self._audited = selection(audit_requests)
+        self.selected = selection(audit_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -74,59 +74,88 @@ class AuditMiddleware:
             await self.app(scope, receive, send)
             return
         scope[_KEY] = self.audit
-        given = None
+        served = _Served(self, scope, send)
+        token = current.set(served)
+        try:
+            await self.app(scope, receive, served.send)
+        except Exception:
+            if not served.begun and served.is_audited():
+                await served.record_failure()
+            raise
+        current.reset(token)
+
+    def fields_of(self, scope: Scope, id_: bytes) -> ContextFields:
+        """Return what a connection says of itself."""
+        peer = scope.get("client")
+        headers = dict(reversed(scope["headers"]))  # of a header that comes twice, the first counts
+        fields = self._read(partial(_header, headers), peer[0] if peer else None, id_.decode())
+        connection = HTTPConnection(scope)
+        if self._actor is not None:
+            fields["actor"] = partial(self._actor, connection)
+        if self._tenant_id is not None:
+            fields["tenant_id"] = partial(self._tenant_id, connection)
+        return fields
+
+
+class _Served(Holder):
+    """A connection that is served: its context, and the `send` that its answer goes through."""
+
+    __slots__ = ("_middleware", "_scope", "_send", "begun", "id")
+
+    def __init__(self, middleware: AuditMiddleware, scope: Scope, send: Send) -> None:
+        self._middleware = middleware
+        self._scope = scope
+        self._send = send
+        self.begun = False
         for name, value in scope["headers"]:
             if name == _HEADER:
-                given = value
-                break
-        id_ = given if given is not None and is_id(given) else new_id()
-        begun = False
-        audited = self._audited if kind == "http" else None
+                self.id = value if is_id(value) else new_id()
+                return
+        self.id = new_id()
 
-        def load() -> ContextFields:
-            peer = scope.get("client")
-            headers = dict(reversed(scope["headers"]))  # of a header that comes twice, the first counts
-            fields = self._read(partial(_header, headers), peer[0] if peer else None, id_.decode())
-            connection = HTTPConnection(scope)
-            if self._actor is not None:
-                fields["actor"] = partial(self._actor, connection)
-            if self._tenant_id is not None:
-                fields["tenant_id"] = partial(self._tenant_id, connection)
-            return fields
+    def load(self) -> ContextFields:
+        return self._middleware.fields_of(self._scope, self.id)
 
-        def sending(message: Message) -> Awaitable[None]:
-            nonlocal begun
-            if begun or message["type"] not in _BEGINS:
-                return send(message)
-            begun = True
-            _answer(message, id_, opened)
-            if audited is not None and audited(scope["method"], scope["path"]):
-                return self._send_recorded(scope, message, send)
-            return send(message)
+    def send(self, message: Message) -> Awaitable[None]:
+        if not self.begun and message["type"] in _BEGINS:
+            self.begun = True
+            self._answer(message)
+            if self.is_audited():
+                return self._send_recorded(message)
+        return self._send(message)
 
-        opened = context(load, inherit=False)
-        opened.__enter__()
+    def is_audited(self) -> bool:
+        selected, scope = self._middleware.selected, self._scope
+        return selected is not None and scope["type"] == "http" and selected(scope["method"], scope["path"])
+
+    async def record_failure(self) -> None:
         try:
-            await self.app(scope, receive, sending)
-        except Exception:
-            if not begun and audited is not None and audited(scope["method"], scope["path"]):
-                await self._record_failure(scope)
-            raise
-        opened.__exit__()
-
-    async def _record(self, scope: Scope, status: int) -> None:
-        route = getattr(scope.get("route"), "path", None)
-        await self.audit.emit(REQUEST_EVENT, data=request_data(scope["method"], scope["path"], route, status))
-
-    async def _send_recorded(self, scope: Scope, message: Message, send: Send) -> None:
-        await self._record(scope, message["status"])
-        await send(message)
-
-    async def _record_failure(self, scope: Scope) -> None:
-        try:
-            await self._record(scope, 500)
+            await self._record(500)
         except TracevaultError:
             _log.exception("that a request failed could not be recorded")  # the failure itself says more
+
+    async def _send_recorded(self, message: Message) -> None:
+        await self._record(message["status"])
+        await self._send(message)
+
+    async def _record(self, status: int) -> None:
+        scope = self._scope
+        route = getattr(scope.get("route"), "path", None)
+        data = request_data(scope["method"], scope["path"], route, status)
+        await self._middleware.audit.emit(REQUEST_EVENT, data=data)
+
+    def _answer(self, message: Message) -> None:
+        """Add the header to an answer, unless the application did so itself."""
+        id_ = self.id
+        if self.fields is not None:  # and the application may have set another id
+            id_ = current_context("correlation_id").get("correlation_id", "").encode()
+            if not is_id(id_):
+                return
+        headers = message.get("headers", ())
+        for name, _ in headers:
+            if name == _HEADER:
+                return
+        message["headers"] = [*headers, (_HEADER, id_)]
 
 
 def get_audit(connection: HTTPConnection) -> AsyncTracevault:
@@ -152,16 +181,3 @@ async def get_unit_of_work(connection: HTTPConnection) -> AsyncIterator[AsyncUni
 def _header(headers: Mapping[bytes, bytes], name: str) -> str | None:
     value = headers.get(name.encode())
     return None if value is None else value.decode("latin-1")
-
-
-def _answer(message: Message, id_: bytes, opened: context) -> None:
-    """Add the header to an answer, unless the application did so itself."""
-    if opened.is_loaded:  # and the application may have set another id
-        id_ = current_context("correlation_id").get("correlation_id", "").encode()
-        if not is_id(id_):
-            return
-    headers = message.get("headers", ())
-    for name, _ in headers:
-        if name == _HEADER:
-            return
-    message["headers"] = [*headers, (_HEADER, id_)]

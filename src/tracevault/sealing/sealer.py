@@ -62,11 +62,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did for a table: rows that got a leaf, whether more wait, and the tree as it is then."""
+    """What one round did for a table: rows that got a leaf, whether more wait, and the tree as it is then.
+
+    ``current`` says whether it sealed, or began to, what was committed when the round began: one that goes on with a
+    walk seals what was committed when the walk began.
+    """
 
     sealed: int
     more: bool
     tree: Tree
+    current: bool
 
 
 class Sealer:
@@ -113,17 +118,21 @@ class Sealer:
             raise
         if sealed is None:
             return None
-        tree, count = sealed
+        tree, count, current = sealed
         due = not tree.walking or time.monotonic() - self._signed_at.get(table, -_SIGN_INTERVAL) >= _SIGN_INTERVAL
         if due:
             self.sign(table)
-        return Round(count, tree.walking, tree)
+        return Round(count, tree.walking, tree, current)
 
     def seal(self, table: str, announce: Callable[[Round], None] = lambda _round: None) -> Round | None:
         """Seal everything that is committed now, batch by batch; return the last round, or None as `round` does."""
+        current = False
         while True:
             done = self.round(table)
-            if done is None or not done.more:
+            if done is None:
+                return None
+            current = current or done.current
+            if current and not done.more:
                 return done
             announce(done)
 
