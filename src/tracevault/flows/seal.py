@@ -194,7 +194,7 @@ class Sealed(NamedTuple):
     """
 
     tree: Tree
-    count: int
+    rows: int
     current: bool
 
 
