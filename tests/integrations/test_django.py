@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -11,6 +12,7 @@ from uuid import uuid4
 import django
 import httpx
 import pytest
+from django.conf import settings
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import rows
@@ -22,6 +24,7 @@ with pytest.MonkeyPatch.context() as environment:
     environment.setenv("DJANGO_SETTINGS_MODULE", "shop.settings")
     environment.syspath_prepend(EXAMPLES / "django")
     django.setup()
+    settings.DEBUG = False  # as Django's own runner of tests has it
     from shop.models import Product, Tag
 
 from django.core import checks
@@ -161,6 +164,8 @@ def test_the_example_over_http(start: Start, ready_dsn: str, url: str) -> None:
     assert listed.status_code == 200
     assert "price.denied" in listed.text
     assert "shop.visited" not in listed.text
+    moment = rows(ready_dsn, "SELECT occurred_at FROM audit_logs WHERE event = 'price.denied'")[0][0]
+    assert moment.astimezone(UTC).isoformat(" ", "seconds") in listed.text
     id_ = rows(ready_dsn, "SELECT id::text FROM audit_logs WHERE event = 'price.denied'")[0][0]
     assert "no price is below nothing" in shop.http.get(f"/admin/tracevault/auditevent/{id_}/change/").text
     assert shop.http.get("/admin/tracevault/auditevent/?outcome=failure").status_code == 200

@@ -7,11 +7,12 @@ from psycopg.conninfo import conninfo_to_dict
 _database = conninfo_to_dict(os.environ["DATABASE_URL_WRITE"])
 
 SECRET_KEY = "only-for-trying-it"
-DEBUG = False
+DEBUG = True
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "shop.urls"
 WSGI_APPLICATION = None
 USE_TZ = True
+TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {
     "default": {
@@ -43,6 +44,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "tracevault.integrations.django",
     "shop",
 ]
