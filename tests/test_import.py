@@ -29,8 +29,8 @@ def test_import_is_quick() -> None:
         code = f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"
         return float(python(code).stdout)
 
-    extra = [seconds("tracevault") - seconds("psycopg") for _ in range(5)]
-    assert statistics.median(extra) < 0.150
+    own = [seconds("tracevault") / seconds("psycopg") - 1 for _ in range(5)]
+    assert statistics.median(own) < 2, "beside what psycopg takes"
 
 
 def test_import_brings_no_extra() -> None:

@@ -14,11 +14,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from tracevault.errors import ConfigError
 
 OnFull = Literal["block", "raise", "drop_newest"]
+Interval = Literal["day", "week", "month"]
+INTERVALS: tuple[Interval, ...] = get_args(Interval)
+SCOPE_OPTIONS = ("table_name", "partition")
 
 DEFAULT_TABLE = "audit_logs"
 MAX_TABLE_NAME = 63
@@ -66,7 +69,8 @@ class Config:
     default_scope: str = _option("default", "the scope of the vault's own `emit` and `query`")
     scopes: Mapping[str, str | Mapping[str, str]] = _option(
         {"default": DEFAULT_TABLE},
-        'names for tables: `{"users": {"table_name": "audit_user_events"}}`, or the table name alone',
+        'names for tables: `{"users": {"table_name": "audit_user_events"}}`, or the table name alone; with '
+        '`"partition": "month"` (or `"week"`, `"day"`) the table is made in partitions',
     )
     bootstrap: Mapping[str, bool] = _option(
         {"ensure_schema": True},
@@ -165,6 +169,11 @@ class Config:
         """Table name by scope name."""
         return {name: entry if isinstance(entry, str) else entry["table_name"] for name, entry in self.scopes.items()}
 
+    @property
+    def partitions(self) -> dict[str, Interval]:
+        """The interval of its partitions by table name, of tables that are to have some."""
+        return {table: cast("Interval", min(intervals)) for table, intervals in _intervals(self).items()}
+
 
 def config_from(options: Mapping[str, Any]) -> Config:
     """Return the `Config` for keyword arguments; an unknown one is refused with the nearest known name.
@@ -225,6 +234,13 @@ def check_table_name(value: object, field: str = "table_name") -> str:
             field=field,
         )
     return str.__str__(value)  # a member of an Enum stands for its value
+
+
+def check_interval(value: object, field: str) -> Interval:
+    """Return ``value`` if partitions can have this length."""
+    if value not in INTERVALS:
+        raise ConfigError(f"`{field}` must be one of {', '.join(INTERVALS)}, got {_shown(value)}", field=field)
+    return value
 
 
 def check_scope_name(value: object, field: str) -> str:
@@ -305,19 +321,38 @@ def _check_scopes(config: Config) -> None:
                 f'`scopes.{name}` must be {{"table_name": ...}} or a table name, got {_shown(entry)}',
                 field=f"scopes.{name}",
             )
-        unknown = [_printable(key) for key in entry if key != "table_name"]
+        unknown = [_printable(key) for key in entry if key not in SCOPE_OPTIONS]
         if unknown:
             raise ConfigError(
-                f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known is `table_name`",
+                f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known are {', '.join(SCOPE_OPTIONS)}",
                 field=f"scopes.{name}.{unknown[0]}",
             )
-        scopes[name] = {"table_name": check_table_name(entry.get("table_name"))}
+        checked = {"table_name": check_table_name(entry.get("table_name"))}
+        if "partition" in entry:
+            checked["partition"] = check_interval(entry["partition"], f"scopes.{name}.partition")
+        scopes[name] = checked
     if config.default_scope not in scopes:
         raise ConfigError(
             f"`default_scope` {_shown(config.default_scope)} is not in `scopes` ({', '.join(scopes)})",
             field="default_scope",
         )
     _set(config, "scopes", MappingProxyType(scopes))
+    for table, intervals in _intervals(config).items():
+        if len(intervals) > 1:
+            raise ConfigError(
+                f"`scopes`: table `{table}` would be partitioned by {' and by '.join(sorted(intervals))}",
+                field="scopes",
+            )
+
+
+def _intervals(config: Config) -> dict[str, set[str]]:
+    """Return what scopes say of the partitions of each table; several scopes may share one."""
+    found: dict[str, set[str]] = {}
+    for entry in config.scopes.values():
+        assert isinstance(entry, Mapping)
+        if "partition" in entry:
+            found.setdefault(entry["table_name"], set()).add(entry["partition"])
+    return found
 
 
 def _check_bootstrap(config: Config) -> None:

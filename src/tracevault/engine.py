@@ -68,6 +68,7 @@ from tracevault.writer.told import Kept, tell
 
 if TYPE_CHECKING:
     from tracevault.integrity.report import Report
+    from tracevault.postgres.partitions import Keeper
     from tracevault.sealing.service import SealingThread
     from tracevault.sealing.verify import Progress
 
@@ -137,6 +138,7 @@ class _Engine:
         self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
         self._direct = 0  # sync emits that are being written without the writer
         self._sealing: SealingThread | None = None
+        self._keeper: Keeper | None = None
 
     @property
     def decrypts(self) -> bool:
@@ -179,12 +181,20 @@ class _Engine:
 
         self._sealing = SealingThread(self._connect, list(dict.fromkeys(self.tables.values())), self.config.seal)
 
-    def _start_sealing(self) -> None:
-        """Begin to seal, if the options say so: in this process alone, whatever it forks."""
+    def _start_threads(self) -> None:
+        """Begin to seal, and to make partitions, if the options say so: in this process alone, whatever it forks."""
         if self._sealing is not None:
             self._sealing.start()
+        if self.config.partitions and self.config.ensure_schema:
+            from tracevault.postgres.partitions import Keeper  # noqa: PLC0415 - `import tracevault` need not wait
 
-    def _stop_sealing(self, seconds: float) -> None:
+            self._keeper = Keeper(self._connect, self.config.partitions)
+            self._keeper.start()
+
+    def _stop_threads(self, seconds: float) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None and keeper.pid == os.getpid():
+            keeper.close(max(_PATIENCE, seconds))
         sealing, self._sealing = self._sealing, None
         if sealing is not None and sealing.pid == os.getpid():
             sealing.close(max(_PATIENCE, seconds))
@@ -371,17 +381,17 @@ class AsyncEngine(_Engine):
         for pool in self._own_pools:
             await pool.open()
         self._writers.get()
-        self._start_sealing()
+        self._start_threads()
 
     async def _ensure_schema(self, conninfo: str | None) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
         if self.config.pool is not None:
             async with lent_async(*self._write, _START, self.config.timeout) as connection:
-                await ensure_schema_async(connection, tables)
+                await ensure_schema_async(connection, tables, self.config.partitions)
             return
         assert conninfo is not None
         async with await connect_once_async(conninfo, self.config.timeout, _START) as connection:
-            await ensure_schema_async(connection, tables)
+            await ensure_schema_async(connection, tables, self.config.partitions)
 
     def _at_home(self) -> bool:
         """Whether this is the event loop that the async pools belong to."""
@@ -574,7 +584,7 @@ class AsyncEngine(_Engine):
             self.writer.close(seconds)
         except UndeliveredError as error:
             self._undelivered = error
-        self._stop_sealing(deadline - time.monotonic())
+        self._stop_threads(deadline - time.monotonic())
         other_loops = self._other_loops.existing()
         if other_loops is not None:
             other_loops[0].close(_PATIENCE)
@@ -634,7 +644,7 @@ class BlockingEngine(_Engine):
                 self._ensure_schema()
             self._pools.get()
             self._writers.get()
-            self._start_sealing()
+            self._start_threads()
         except BaseException:
             self.release()
             raise
@@ -655,11 +665,11 @@ class BlockingEngine(_Engine):
         tables = list(dict.fromkeys(self.tables.values()))
         if self.config.pool is not None:
             with lent(*self._pools.get()[0], _START, self.config.timeout) as connection:
-                ensure_schema(connection, tables)
+                ensure_schema(connection, tables, self.config.partitions)
             return
         assert self._write_to is not None
         with connect_once(self._write_to, self.config.timeout, _START) as connection:
-            ensure_schema(connection, tables)
+            ensure_schema(connection, tables, self.config.partitions)
 
     def emit(self, scope: str, table: str, prepared: Prepared, place: Place) -> Stored:
         """Store one event by its mode, and return where it is."""
@@ -763,7 +773,7 @@ class BlockingEngine(_Engine):
             try:
                 self.writer.close(seconds)
             finally:
-                self._stop_sealing(deadline - time.monotonic())
+                self._stop_threads(deadline - time.monotonic())
                 pools = self._pools.existing()
                 if pools is not None and self.config.pool is None:
                     for pool, _ in pools:

@@ -13,13 +13,17 @@ from tracevault import DriverError, MigrationError, __version__
 from tracevault.cli.output import number, size, span
 from tracevault.events.record import INSERT_COLUMNS
 from tracevault.flows import Flow, Query
+from tracevault.flows.convert import unfinished
 from tracevault.flows.migrate import Plan
+from tracevault.flows.partitions import ahead
+from tracevault.flows.partitions import look as look_at_partitions
 from tracevault.flows.roles import look_at_grants, members
 from tracevault.flows.seal import find_tree, receipts, standing, tables_exist
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import migration_plan
 from tracevault.schema.comparison import RIGHTS, signature
+from tracevault.schema.partitions import interval_of
 from tracevault.schema.rights import UNSETTABLE, Thing, described, shown
 
 _OLDEST_SERVER = 140_000
@@ -236,6 +240,35 @@ def _rights(connection: Connection[Any], table: str) -> tuple[set[str], str, boo
     )
     rights = {name for name, has in zip(names, allowed, strict=True) if has}
     return rights | ({"INSERT"} if whole else {"INSERT of some columns"} if some else set()), role, owner, superuser
+
+
+def check_partitions(connection: Connection[Any], table: str) -> Iterator[Finding]:
+    """Check that a partitioned table has partitions ahead, and that its default partition is empty."""
+    place = Place("looking at partitions")
+    with connection.transaction():
+        layout = run(connection, look_at_partitions(table), place)
+    if layout is None:
+        return
+    ensure = f"run `tracevault partitions ensure --table {table}` as the table's owner"
+    if layout.kind != "p":
+        left = run(connection, unfinished(table), place)
+        if left is not None:
+            text = f"{table}: a conversion was interrupted, and events are refused unless {left}"
+            yield Finding("FAIL", text, f"run `tracevault partitions convert --table {table}`, or that with --abort")
+        return
+    by = interval_of(layout.partitions)
+    if by is None:
+        yield Finding("ok", f"{table}: partitioned, neither by days nor weeks nor months")
+    elif ahead(layout, by, 1):
+        yield Finding("FAIL", f"{table}: the next {by} has no partition, or not for all of it", ensure)
+    else:
+        yield Finding("ok", f"{table}: {number(len(layout.partitions), 'partition')}, by {by}")
+    default = layout.default
+    if default is None:
+        yield Finding("warn", f"{table}: no default partition, so an event of another time cannot be stored", ensure)
+    elif default.filled and _ask(connection, f"SELECT EXISTS (SELECT FROM {layout.beside(default.name)})")[0]:
+        text = f"{table}: events are in the default partition {default.name}, where every query looks"
+        yield Finding("warn", text, ensure)
 
 
 # Seconds after which a row that waits for its seal is for a person to look at.

@@ -11,6 +11,7 @@ from tracevault.cli.checks import (
     Finding,
     check_clock,
     check_driver,
+    check_partitions,
     check_reads,
     check_seals,
     check_server,
@@ -65,6 +66,7 @@ def doctor(ctx: click.Context, dsn: str | None, tables: tuple[str, ...]) -> None
             report.add(check_clock(link))
             for name in names:
                 report.add(check_table(link, name, reads=read == write))
+                report.add(check_partitions(link, name))
                 report.add(check_seals(link, name))
         if read == write:
             advice = "set DATABASE_URL_READ to a role with SELECT only"

@@ -32,6 +32,7 @@ from tracevault.cli.keygen import keygen
 from tracevault.cli.lint import lint
 from tracevault.cli.migrate import migrate
 from tracevault.cli.output import visible
+from tracevault.cli.partitions import partitions
 from tracevault.cli.prove import prove_command
 from tracevault.cli.push import push
 from tracevault.cli.roles import roles
@@ -89,7 +90,7 @@ def tracevault(ctx: click.Context) -> None:
 
 for _command in (
     *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets, serve),
-    *(migrate, roles, doctor, spool),
+    *(migrate, partitions, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push, prune, erase),
     *(catalog, lint, init_sql, sql_path, bench, completion),

@@ -10,7 +10,7 @@ import click
 from tracevault.cli.connect import connection, write_dsn
 from tracevault.cli.options import dsn_option, tables_option
 from tracevault.cli.output import size, write_lines
-from tracevault.config import check_table_name
+from tracevault.config import INTERVALS, Interval, check_table_name
 from tracevault.flows.migrate import Plan
 from tracevault.postgres import schema
 from tracevault.schema.indexes import INDEXES
@@ -18,11 +18,19 @@ from tracevault.schema.indexes import INDEXES
 
 @click.command()
 @click.option("--check", is_flag=True, help="only print what is to do; exit 1 if anything is")
+@click.option("--partition", type=click.Choice(INTERVALS), help="make tables that are missing in such partitions")
 @click.option("--payload-indexes", is_flag=True, help="also index payloads, for --data, --meta and --changed")
 @tables_option
 @dsn_option("DATABASE_URL_WRITE")
 @click.pass_context
-def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check: bool, payload_indexes: bool) -> None:
+def migrate(
+    ctx: click.Context,
+    dsn: str | None,
+    tables: tuple[str, ...],
+    check: bool,
+    partition: Interval | None,
+    payload_indexes: bool,
+) -> None:
     """Make the tables, or bring them up to date.
 
     The plan is printed first. Indexes are built while writers go on. Adding a generated column to a table of an
@@ -39,7 +47,7 @@ def migrate(ctx: click.Context, dsn: str | None, tables: tuple[str, ...], check:
         if check:
             ctx.exit(1)
         sys.stdout.flush()  # the plan is read before it is carried out
-        schema.migrate(link, plans, lambda change: click.echo(change, err=True), payloads=payload_indexes)
+        schema.migrate(link, plans, lambda change: click.echo(change, err=True), payloads=payload_indexes, by=partition)
         click.echo("done", err=True)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from os import getpid, urandom
 from struct import Struct
 from time import time_ns
 from uuid import UUID, SafeUUID
 
 _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = 0
 # Random bytes in stock, since each call for some gives other threads their turn; and whose they are.
 _BITS = Struct("512Q")
@@ -15,6 +17,16 @@ _stock: list[int] = []
 _owner = 0
 _new, _set = object.__new__, object.__setattr__
 _UNKNOWN = SafeUUID.unknown  # an enum looks its members up slowly
+
+
+def uuid7_time(id_: UUID) -> datetime | None:
+    """Return when a UUIDv7 was made, to the millisecond; None for another UUID, or a time that Python has not."""
+    if id_.version != 7:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=id_.int >> 80)
+    except OverflowError:
+        return None
 
 
 def uuid7() -> UUID:

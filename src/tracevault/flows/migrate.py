@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tracevault.config import Interval
 from tracevault.errors import DriverError, MigrationError
 from tracevault.events.record import GENERATED_COLUMNS
 from tracevault.flows import Flow, Query
+from tracevault.flows.partitions import make_first
 from tracevault.schema.comparison import BODY, define, signature
 from tracevault.schema.ddl import STEPS, create_index, step_statements
-from tracevault.schema.indexes import INDEXES, temporary_name
+from tracevault.schema.indexes import INDEXES, PARTITIONED_INDEXES, temporary_name
 from tracevault.schema.state import (
     INSPECT,
     REWRITE_LIMIT,
@@ -87,11 +89,11 @@ def _plan_of(state: TableState, payloads: bool) -> Plan:
     return Plan(state, (*column_changes(state), *function_changes(state), *index_changes(state, payloads=payloads)))
 
 
-def start_up(table: str) -> Flow[None]:
+def start_up(table: str, by: Interval | None = None) -> Flow[None]:
     """Make what ``table`` lacks, as an application's start may: in one transaction of the caller's.
 
-    Creates the table, adds columns, and builds indexes only while it is empty. The others, on a filled table,
-    are left to ``tracevault migrate``.
+    Creates the table, in partitions if ``by`` says so, adds columns, and builds indexes only while it is empty. The
+    others, on a filled table, are left to ``tracevault migrate``.
     """
     yield Query(f"SET LOCAL lock_timeout = '{_START_LOCK_TIMEOUT}'")
     with _explained(f"the schema of `{table}`"):
@@ -100,7 +102,7 @@ def start_up(table: str) -> Flow[None]:
     (table_plan,) = yield from plan([table])
     with _explained(f"`{table}`"):
         if not table_plan.state.exists:
-            yield from _create(table)
+            yield from _create(table, by)
             return
         for change in table_plan.pending("rewrite"):
             yield from _refuse_long_rewrite(table, change)
@@ -125,14 +127,16 @@ def _define_if_allowed(table: str) -> Flow[None]:
     yield Query("RELEASE SAVEPOINT tracevault")
 
 
-def _create(table: str) -> Flow[None]:
+def _create(table: str, by: Interval | None) -> Flow[None]:
     for step in STEPS:
         if not step.indexes and not step.function:
-            for statement in step_statements(step.number, table):
+            for statement in step_statements(step.number, table, partitioned=by is not None):
                 yield Query(statement)
     # Not as the step does it, which passes over an index of that name on another table.
-    for index in INDEXES:
+    for index in INDEXES if by is None else PARTITIONED_INDEXES:
         yield Query(create_index(index, index.name(table), table))
+    if by is not None:
+        yield from make_first(table, by)
     yield from _define_if_allowed(table)
 
 
@@ -183,13 +187,13 @@ def unlock_migrations() -> Flow[None]:
     yield Query("SELECT pg_advisory_unlock($1)", (_MIGRATE_LOCK,))
 
 
-def change_columns(table_plan: Plan) -> Flow[None]:
+def change_columns(table_plan: Plan, by: Interval | None = None) -> Flow[None]:
     """Create a table, or add its columns, rewriting it if need be; in one transaction of the caller's."""
     name = table_plan.state.name
     with _explained(f"`{name}`", locks=False):
         if not table_plan.state.exists:
             yield Query("SELECT pg_advisory_xact_lock($1)", (_START_LOCK,))
-            yield from _create(name)
+            yield from _create(name, by)
             return
         yield Query(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT}'")
         for change in table_plan.pending("rewrite", "columns"):

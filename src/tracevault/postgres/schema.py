@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
 
+from tracevault.config import Interval
 from tracevault.errors import DriverError, MigrationError
 from tracevault.flows import Flow
 from tracevault.flows.migrate import (
@@ -42,7 +44,9 @@ PATIENCE = 60.0
 _PAUSE = 1.0
 
 
-def ensure_schema(connection: Connection[Any], tables: Sequence[str]) -> None:
+def ensure_schema(
+    connection: Connection[Any], tables: Sequence[str], partitions: Mapping[str, Interval] = MappingProxyType({})
+) -> None:
     """Make what start-up may make; one round trip if nothing is to do."""
     with translated(_CHECKING):
         try:
@@ -54,13 +58,15 @@ def ensure_schema(connection: Connection[Any], tables: Sequence[str]) -> None:
             for attempt in (1, 2):
                 try:
                     with connection.transaction():
-                        run(connection, start_up(table), _CHECKING)
+                        run(connection, start_up(table, partitions.get(table)), _CHECKING)
                     break
                 except DriverError as error:
                     _check_worth_repeating(error, attempt)
 
 
-async def ensure_schema_async(connection: AsyncConnection[Any], tables: Sequence[str]) -> None:
+async def ensure_schema_async(
+    connection: AsyncConnection[Any], tables: Sequence[str], partitions: Mapping[str, Interval] = MappingProxyType({})
+) -> None:
     """Make what start-up may make; one round trip if nothing is to do."""
     with translated(_CHECKING):
         try:
@@ -72,7 +78,7 @@ async def ensure_schema_async(connection: AsyncConnection[Any], tables: Sequence
             for attempt in (1, 2):
                 try:
                     async with connection.transaction():
-                        await run_async(connection, start_up(table), _CHECKING)
+                        await run_async(connection, start_up(table, partitions.get(table)), _CHECKING)
                     break
                 except DriverError as error:
                     _check_worth_repeating(error, attempt)
@@ -124,11 +130,17 @@ def migration_plan(connection: Connection[Any], tables: Sequence[str], *, payloa
 
 
 def migrate(
-    connection: Connection[Any], plans: Sequence[Plan], announce: Callable[[str], None], *, payloads: bool = False
+    connection: Connection[Any],
+    plans: Sequence[Plan],
+    announce: Callable[[str], None],
+    *,
+    payloads: bool = False,
+    by: Interval | None = None,
 ) -> None:
     """Carry out ``plans`` on an autocommit connection, whose timeouts it lifts.
 
-    ``announce`` is told of each change before it begins. Interrupted, it can be run again.
+    ``announce`` is told of each change before it begins. A table that is made is partitioned where ``by`` says how.
+    Interrupted, it can be run again.
     """
     with translated(_MIGRATING):
         run(connection, lock_migrations(), _MIGRATING)
@@ -136,7 +148,7 @@ def migrate(
             # Planned again: what another process did since is not done twice.
             names = [planned.state.name for planned in plans]
             for table_plan in run(connection, plan(names, payloads=payloads), _MIGRATING):
-                _migrate_table(connection, table_plan, announce)
+                _migrate_table(connection, table_plan, announce, by)
             made = [planned.state.name for planned in plans if payloads and not planned.state.exists]
             if made:  # a table that was not there had no indexes to plan
                 for table_plan in run(connection, plan(made, payloads=True), _MIGRATING):
@@ -149,14 +161,16 @@ def migrate(
                 run(connection, unlock_migrations(), _MIGRATING)
 
 
-def _migrate_table(connection: Connection[Any], table_plan: Plan, announce: Callable[[str], None]) -> None:
+def _migrate_table(
+    connection: Connection[Any], table_plan: Plan, announce: Callable[[str], None], by: Interval | None = None
+) -> None:
     name, columns = table_plan.state.name, table_plan.pending("rewrite", "columns")
     if not table_plan.state.exists:
         announce(f"{name}: create the table")
     for change in columns:
         announce(f"{name}: {change.summary}")
     if columns or not table_plan.state.exists:
-        patiently(connection, partial(change_columns, table_plan), name)
+        patiently(connection, partial(change_columns, table_plan, by), name)
     for change in table_plan.pending("function"):
         announce(f"{name}: {change.summary}")
         patiently(connection, partial(make_function, table_plan, change), name)

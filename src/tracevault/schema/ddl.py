@@ -68,7 +68,7 @@ def column_definition(stored: StoredColumn) -> str:
     return f"{stored.name} {sql_type}{null}{default}"
 
 
-def step_statements(number: int, table: str) -> list[str]:
+def step_statements(number: int, table: str, *, partitioned: bool = False) -> list[str]:
     """Return the statements of step ``number`` for ``table``, without semicolons."""
     if STEPS[number - 1].indexes:
         builds = (create_index(index, index.name(table), table, "IF NOT EXISTS ") for index in INDEXES)
@@ -77,9 +77,19 @@ def step_statements(number: int, table: str) -> list[str]:
         return [define(table)]
     added = [stored for stored in COLUMNS if stored.column.since == number]
     if number == 1:
-        lines = ",\n  ".join(column_definition(stored) for stored in added)
-        return [f'CREATE TABLE IF NOT EXISTS "{table}" (\n  {lines}\n)']
+        return [create_table(table, added, partitioned=partitioned)]
     return [add_columns(table, added)]
+
+
+def create_table(table: str, columns: list[StoredColumn], *, partitioned: bool = False) -> str:
+    """Return the statement that makes ``table`` with ``columns``; steps from 2 on add to them."""
+    lines = [column_definition(stored) for stored in columns]
+    if partitioned:  # by a column that has to be part of the key
+        lines = [*(line.replace(" PRIMARY KEY", " NOT NULL") for line in lines), "PRIMARY KEY (occurred_at, id)"]
+    listed = ",\n  ".join(lines)
+    return f'CREATE TABLE IF NOT EXISTS "{table}" (\n  {listed}\n)' + (
+        " PARTITION BY RANGE (occurred_at)" if partitioned else ""
+    )
 
 
 def add_columns(table: str, added: list[StoredColumn]) -> str:

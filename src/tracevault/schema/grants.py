@@ -33,7 +33,7 @@ def statements(roles: Roles, tables: Iterable[str]) -> list[str]:
     for table in tables:
         result.append(guards.install(table))
         if roles.tenant_reader is not None:
-            result.append(_define_view(table))
+            result.append(define_view(table))
         result += _table_rights(roles, table)
         result.append(_beside_table(roles, table))
     return result
@@ -44,7 +44,7 @@ def script(roles: Roles, tables: Iterable[str]) -> str:
     return "".join(f"{statement};\n\n" for statement in ("BEGIN", *statements(roles, tables), "COMMIT"))
 
 
-def _define_view(table: str) -> str:
+def define_view(table: str) -> str:
     """Return the block that makes the view, which belongs to the table's owner and reads the table as him.
 
     So its readers need no right on the table; ``security_invoker`` would ask them for one.

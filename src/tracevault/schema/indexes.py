@@ -78,6 +78,9 @@ INDEXES = (
     Index("stored", ("stored_xid", "id")),
 )
 
+# The primary key of a partitioned table begins with the time, so that an id alone would be looked for everywhere.
+PARTITIONED_INDEXES = (*INDEXES, Index("id", ("id",)))
+
 # Only where somebody asks for them, since they cost every insert: a table may have some or all.
 PAYLOAD_INDEXES = (
     Index("data_paths", ("data jsonb_path_ops",), method="gin"),

@@ -10,7 +10,15 @@ from typing import Any, Literal
 from tracevault.events.record import COLUMNS, INSERT_COLUMNS, StoredColumn
 from tracevault.schema.comparison import define, function_name, is_ours
 from tracevault.schema.ddl import add_columns, generation_expression, set_defaults
-from tracevault.schema.indexes import INDEXES, OBSOLETE, PAYLOAD_INDEXES, Index, index_name, temporary_name
+from tracevault.schema.indexes import (
+    INDEXES,
+    OBSOLETE,
+    PARTITIONED_INDEXES,
+    PAYLOAD_INDEXES,
+    Index,
+    index_name,
+    temporary_name,
+)
 
 # Above this many rows start-up refuses to rewrite a table; `tracevault migrate` announces it and does it.
 REWRITE_LIMIT = 100_000
@@ -57,7 +65,7 @@ CROSS JOIN LATERAL (
 ORDER BY t.place
 """
 
-_EVERY = (*INDEXES, *PAYLOAD_INDEXES)
+_EVERY = (*PARTITIONED_INDEXES, *PAYLOAD_INDEXES)
 _KINDS = {"r": "table", "p": "partitioned table", "v": "view", "m": "materialized view", "f": "foreign table"}
 
 
@@ -229,7 +237,8 @@ def index_changes(state: TableState, *, payloads: bool = False) -> list[Change]:
     found = state.indexes
     leftovers = {temporary_name(kind, index.name(state.name)) for kind in ("new", "old") for index in _EVERY}
     changes = []
-    for index in _EVERY if payloads else INDEXES:
+    wanted = PARTITIONED_INDEXES if state.partitioned else INDEXES
+    for index in (*wanted, *PAYLOAD_INDEXES) if payloads else wanted:
         name = index.name(state.name)
         if name in found and _is(found[name], index):
             continue
