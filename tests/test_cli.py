@@ -138,7 +138,7 @@ def test_help_lists_every_command(cli: Cli) -> None:
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", done.out, re.MULTILINE)
     assert listed == [
         *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
-        *("migrate", "roles", "doctor", "spool"),
+        *("migrate", "partitions", "roles", "doctor", "spool"),
         *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push", "prune"),
         *("erase", "catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
     ]

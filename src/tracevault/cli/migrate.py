@@ -13,7 +13,7 @@ from tracevault.cli.output import size, write_lines
 from tracevault.config import INTERVALS, Interval, check_table_name
 from tracevault.flows.migrate import Plan
 from tracevault.postgres import schema
-from tracevault.schema.indexes import INDEXES
+from tracevault.schema.indexes import INDEXES, PARTITIONED_INDEXES
 
 
 @click.command()
@@ -41,7 +41,7 @@ def migrate(
     with connection(write_dsn(dsn), "migrating", create=not check) as link:
         plans = schema.migration_plan(link, names, payloads=payload_indexes)
         for plan in plans:
-            write_lines(_described(plan))
+            write_lines(_described(plan, partition))
         if all(plan.done for plan in plans):
             return
         if check:
@@ -51,10 +51,12 @@ def migrate(
         click.echo("done", err=True)
 
 
-def _described(plan: Plan) -> Iterator[str]:
+def _described(plan: Plan, partition: Interval | None) -> Iterator[str]:
     name, state = plan.state.name, plan.state
     if not state.exists:
-        yield f"{name}: create the table with {len(INDEXES)} indexes"
+        indexes = len(INDEXES if partition is None else PARTITIONED_INDEXES)
+        how = "" if partition is None else f", in partitions by {partition}"
+        yield f"{name}: create the table with {indexes} indexes{how}"
         return
     if plan.done:
         yield f"{name}: nothing to do"
