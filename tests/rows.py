@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -16,7 +17,7 @@ _FILL = """
 INSERT INTO "{table}" (id, event, actor_id, actor_type, target_id, target_type, data, meta, mode, occurred_at,
   correlation_id, request_id, environment, tenant_id, trace_id)
 SELECT
-  (lpad(to_hex((1767225600000 + n * 1000)::bigint), 12, '0') || '7' || substr(md5('id' || n), 1, 3) || '8'
+  (lpad(to_hex({start} + n::bigint * {step}), 12, '0') || '7' || substr(md5('id' || n), 1, 3) || '8'
     || substr(md5('id' || n), 4, 15))::uuid,
   (ARRAY['page.viewed', 'auth.login', 'auth.logout', 'product.price.updated', 'order.placed', 'payment.captured',
     'report.exported'])[1 + least(6, floor(-ln(1 - u) * 1.6)::int)],
@@ -35,7 +36,7 @@ SELECT
       'diff', '{{"price": {{"before": 1, "after": 2}}}}'::jsonb)
     ELSE '{{}}' END,
   jsonb_build_object('ip', '10.0.' || n % 250 || '.' || n % 200), 'sync',
-  timestamptz '2026-01-01 00:00:00+00' + n * interval '1 second',
+  to_timestamp(({start} + n::bigint * {step}) / 1000.0),
   'op_' || n / 4, 'req_' || n / 2, (ARRAY['production', 'staging'])[1 + (n % 20 = 0)::int],
   CASE WHEN n % 3 > 0 THEN 'tenant_' || (n % 300) END, md5('trace' || n / 4)
 FROM (
@@ -44,9 +45,22 @@ FROM (
 """
 
 
-def fill(connection: Connection[Any], count: int, *, table: str = "audit_logs", first: int = 1) -> None:
-    """Add ``count`` rows, one a second from 2026-01-01 on, and gather statistics. The same rows every time."""
-    connection.execute(_FILL.format(table=table, first=first, last=first + count - 1).encode())
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def fill(
+    connection: Connection[Any],
+    count: int,
+    *,
+    table: str = "audit_logs",
+    first: int = 1,
+    start: datetime = START,
+    step: int = 1000,
+) -> None:
+    """Add ``count`` rows, one each ``step`` milliseconds, and gather statistics. The same rows every time."""
+    since = int(start.timestamp() * 1000)
+    sql = _FILL.format(table=table, first=first, last=first + count - 1, start=since, step=step)
+    connection.execute(sql.encode())
     connection.execute(f'ANALYZE "{table}"'.encode())
 
 

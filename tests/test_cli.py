@@ -139,8 +139,8 @@ def test_help_lists_every_command(cli: Cli) -> None:
     assert listed == [
         *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
         *("migrate", "partitions", "roles", "doctor", "spool"),
-        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push", "prune"),
-        *("erase", "catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
+        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push"),
+        *("retention", "hold", "prune", "erase", "catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
     ]
 
 

@@ -708,7 +708,7 @@ def test_the_server_crashes_without_synchronous_commit(
         sealer.seal(TABLE)
         with sealing_in_background(sealer):
             for _ in range(2):
-                count = len(add(dsn, 3)) + len(leaves(dsn))
+                count = len(leaves(dsn)) + len(add(dsn, 3))
                 wait_until(lambda count=count: sizes(dsn)[-1:] == [count])  # type: ignore[misc]
                 crashing.stop()
                 crashing.start()

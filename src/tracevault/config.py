@@ -21,7 +21,7 @@ from tracevault.errors import ConfigError
 OnFull = Literal["block", "raise", "drop_newest"]
 Interval = Literal["day", "week", "month"]
 INTERVALS: tuple[Interval, ...] = get_args(Interval)
-SCOPE_OPTIONS = ("table_name", "partition")
+SCOPE_OPTIONS = ("table_name", "partition", "retain")
 
 DEFAULT_TABLE = "audit_logs"
 MAX_TABLE_NAME = 63
@@ -67,10 +67,11 @@ class Config:
     pool: Any = _option(None, "a psycopg_pool pool of the caller's, never closed by the vault", secret=True)
     read_pool: Any = _option(None, "the same for reads; needs `pool`, which is the default", secret=True)
     default_scope: str = _option("default", "the scope of the vault's own `emit` and `query`")
-    scopes: Mapping[str, str | Mapping[str, str]] = _option(
+    scopes: Mapping[str, str | Mapping[str, Any]] = _option(
         {"default": DEFAULT_TABLE},
         'names for tables: `{"users": {"table_name": "audit_user_events"}}`, or the table name alone; with '
-        '`"partition": "month"` (or `"week"`, `"day"`) the table is made in partitions',
+        '`"partition": "month"` (or `"week"`, `"day"`) the table is made in partitions; `"retain": "400 days"` is '
+        "for `tracevault retention`",
     )
     bootstrap: Mapping[str, bool] = _option(
         {"ensure_schema": True},
@@ -168,6 +169,12 @@ class Config:
     def tables(self) -> dict[str, str]:
         """Table name by scope name."""
         return {name: entry if isinstance(entry, str) else entry["table_name"] for name, entry in self.scopes.items()}
+
+    @property
+    def retain(self) -> dict[str, object]:
+        """How long events are kept by table name, as the scopes say it; of several scopes of a table the last one."""
+        entries = [entry for entry in self.scopes.values() if not isinstance(entry, str)]
+        return {entry["table_name"]: entry["retain"] for entry in entries if "retain" in entry}
 
     @property
     def partitions(self) -> dict[str, Interval]:
@@ -310,7 +317,7 @@ def _check_scopes(config: Config) -> None:
             f"got {_shown(config.scopes)}",
             field="scopes",
         )
-    scopes: dict[str, str | Mapping[str, str]] = {}
+    scopes: dict[str, str | Mapping[str, Any]] = {}
     for given, entry in config.scopes.items():
         name = check_scope_name(given, f"scopes.{_printable(given)}" if isinstance(given, str) else "scopes")
         if isinstance(entry, str):
@@ -327,7 +334,9 @@ def _check_scopes(config: Config) -> None:
                 f"`scopes.{name}.{unknown[0]}` is not an option of a scope; known are {', '.join(SCOPE_OPTIONS)}",
                 field=f"scopes.{name}.{unknown[0]}",
             )
-        checked = {"table_name": check_table_name(entry.get("table_name"))}
+        checked: dict[str, Any] = {"table_name": check_table_name(entry.get("table_name"))}
+        if "retain" in entry:  # `schema.retention` checks it
+            checked["retain"] = entry["retain"]
         if "partition" in entry:
             checked["partition"] = check_interval(entry["partition"], f"scopes.{name}.partition")
         scopes[name] = checked

@@ -72,14 +72,14 @@ def prune(
     dsn = write_dsn(dsn)
     with connection(dsn, "pruning") as link:
         if resume is not None:
-            _carry_out(link, name, [uuid(resume, "--resume")], timeout, "pruned")
+            carry_out_events(link, name, [uuid(resume, "--resume")], timeout, "pruned")
             return
         tree, until = tree_of(link, name), moment(before, "--before")
         affected = run(link, older_than(tree, until), Place("pruning"))
         if not _confirmed(affected, f"happened before {iso_utc(until)}", "removed for good", dry_run=dry_run, yes=yes):
             return
-        ids = _state(dsn, name, tree, affected, PRUNED, {"before": iso_utc(until)}, reason)
-        _carry_out(link, name, ids, timeout, "pruned")
+        ids = state_events(dsn, name, tree, affected, PRUNED, {"before": iso_utc(until)}, reason)
+        carry_out_events(link, name, ids, timeout, "pruned")
 
 
 @click.command()
@@ -137,11 +137,11 @@ def erase(
     dsn = write_dsn(dsn)
     with connection(dsn, "erasing") as link:
         if resume is not None:
-            _carry_out(link, name, [uuid(resume, "--resume")], timeout, "erased")
+            carry_out_events(link, name, [uuid(resume, "--resume")], timeout, "erased")
             return
         if not reason:
             raise click.UsageError("give --reason TEXT: an erasure without one cannot be justified later")
-        subject = Target(*_identity(target, "--target")) if target is not None else Actor(*_identity(actor, "--actor"))
+        subject = Target(*identity(target, "--target")) if target is not None else Actor(*identity(actor, "--actor"))
         tree = tree_of(link, name)
         letters = _undelivered(spools, subject)
         affected = run(link, about(tree, subject), Place("erasing"))
@@ -156,8 +156,8 @@ def erase(
         ):
             return
         data = {side: {"id": subject.id, "type": subject.type}, "key_destroyed": keys is not None}
-        ids = _state(dsn, name, tree, affected, ERASED, data, reason)
-        _carry_out(link, name, ids, timeout, "erased")
+        ids = state_events(dsn, name, tree, affected, ERASED, data, reason)
+        carry_out_events(link, name, ids, timeout, "erased")
     for folder, found in letters.items():
         inspection.drop(folder, found, f"erased: {reason}")
         click.echo(f"{number(len(found), 'dead letter')} dropped in {folder}")
@@ -181,7 +181,8 @@ def _undelivered(spools: tuple[Path, ...], subject: Actor | Target) -> dict[Path
     return letters
 
 
-def _identity(text: str | None, option: str) -> tuple[str, str]:
+def identity(text: str | None, option: str) -> tuple[str, str]:
+    """Return id and type of ``TYPE/ID``."""
     kind, slash, id_ = (text or "").partition("/")
     if not (kind and slash and id_):
         raise click.UsageError(f"{option} is TYPE/ID, such as user/123")
@@ -190,6 +191,8 @@ def _identity(text: str | None, option: str) -> tuple[str, str]:
 
 def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes: bool, more: bool = False) -> bool:
     click.echo(f"{number(affected.rows, 'sealed row')} {which}", err=True)
+    if affected.held:
+        click.echo(f"{number(affected.held, 'more row')} stay, since they are held: `tracevault hold list`", err=True)
     if affected.unsealed:
         raise ValidationError(
             f"{affected.unsealed:,} more are not sealed yet, and would stay: run `tracevault seal`, then this again"
@@ -199,7 +202,12 @@ def _confirmed(affected: Affected, which: str, fate: str, *, dry_run: bool, yes:
     return yes or click.confirm(f"They will be {fate}. Go on?", err=True)
 
 
-def _state(
+def operator() -> dict[str, str]:
+    """Return who runs this command, for an event's meta."""
+    return {"operator": getpass.getuser(), "host": socket.gethostname()}
+
+
+def state_events(
     dsn: str, table: str, tree: Tree, affected: Affected, event: str, data: dict[str, Any], reason: str | None
 ) -> list[UUID]:
     """Emit the events that state what is to go; return their ids."""
@@ -216,12 +224,12 @@ def _state(
                 "origin": tree.origin,
                 "ranges": as_data(ranges),
             }
-            by = {"operator": getpass.getuser(), "host": socket.gethostname()}
-            ids.append(audit.emit(event, data=said, meta=by).id)
+            ids.append(audit.emit(event, data=said, meta=operator()).id)
     return ids
 
 
-def _carry_out(link: Connection[Any], table: str, ids: list[UUID], timeout: float, verb: str) -> None:
+def carry_out_events(link: Connection[Any], table: str, ids: list[UUID], timeout: float, verb: str) -> None:
+    """Do what the events state, once that is proven."""
     touched = 0
     for id_ in ids:
         click.echo(f"event {id_} says so; waiting until that is proven", err=True)

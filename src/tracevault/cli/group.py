@@ -26,6 +26,7 @@ from tracevault.cli.find import find
 from tracevault.cli.get import get
 from tracevault.cli.histogram import histogram
 from tracevault.cli.history import history
+from tracevault.cli.hold import hold
 from tracevault.cli.import_ import import_events
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
@@ -35,6 +36,7 @@ from tracevault.cli.output import visible
 from tracevault.cli.partitions import partitions
 from tracevault.cli.prove import prove_command
 from tracevault.cli.push import push
+from tracevault.cli.retention import retention
 from tracevault.cli.roles import roles
 from tracevault.cli.seal import seal
 from tracevault.cli.serve import serve
@@ -92,7 +94,8 @@ for _command in (
     *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets, serve),
     *(migrate, partitions, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
-    *(export, import_events, push, prune, erase),
+    *(export, import_events, push),
+    *(retention, hold, prune, erase),
     *(catalog, lint, init_sql, sql_path, bench, completion),
 ):
     tracevault.add_command(_command)

@@ -19,6 +19,7 @@ from tracevault.integrity.leaf import CANARY_HASH, canary_sql, hash_sql, leaf_pr
 from tracevault.integrity.merkle import EMPTY_ROOT
 from tracevault.integrity.tiles import Growth, right_edge
 from tracevault.schema.custody import define_custody
+from tracevault.schema.holds import HOLDS
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES, tree_statements
 
 HASH = 32
@@ -86,7 +87,8 @@ def make_tables() -> Flow[None]:
 
 def tables_exist() -> Flow[bool]:
     """Whether the tables of `schema.trees` are there."""
-    found = yield Query("SELECT to_regclass($1) IS NOT NULL", (ERASURES,))  # the last one to be made
+    # The last two that are made; holds may have been made alone.
+    found = yield Query("SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL", (ERASURES, HOLDS))
     return bool(found.rows[0][0])
 
 

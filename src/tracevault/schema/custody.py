@@ -1,8 +1,12 @@
-"""The two functions by which rows leave an audit table, or lose their payload: nothing else passes the guards.
+"""The functions by which rows leave an audit table, or lose their payload: nothing else passes the guards.
 
-Both do what a sealed event of the same table says, and only that: ``tracevault.pruned`` names ranges of leaves whose
+All do what sealed events of the same table say, and only that: ``tracevault.pruned`` names ranges of leaves whose
 rows go, ``tracevault.erased`` those that lose payload and salt. So whoever may call them can do nothing that the log
-does not tell. A pruning must be anchored as well, since what is gone cannot be looked at again.
+does not tell. A pruning must be anchored as well, since what is gone cannot be looked at again. Rows that a legal hold
+holds, see `schema.holds`, are passed over.
+
+A partition whose rows are all named goes as a whole. The events that tell of prunings and erasures stay: they are what
+a verification goes by, so they move to the default partition.
 
 They belong to the owner of the trees (SECURITY DEFINER) and set what `schema.guards` looks for. EXECUTE is for one
 role, the custodian; ``tracevault roles --custodian`` grants it. Each takes part of a range, so that a large one can
@@ -12,14 +16,26 @@ be done in transactions of a bearable size, and may be called again.
 from __future__ import annotations
 
 from tracevault.integrity.leaf import commitment_sql
+from tracevault.schema.holds import HOLDS, is_held
 from tracevault.schema.trees import ANCHORS, ERASURES, LEAVES, TREES
 
 PRUNED = "tracevault.pruned"
 ERASED = "tracevault.erased"
 PRUNE = "tracevault_prune"
 ERASE = "tracevault_erase"
-ARGUMENTS = "table_name text, event_id uuid, first bigint, past bigint"
-SIGNATURE = "(text, uuid, bigint, bigint)"
+DROP = "tracevault_drop_partition"
+_RANGE = ("table_name text, event_id uuid, first bigint, past bigint", "(text, uuid, bigint, bigint)")
+_PARTITION = ("table_name text, event_ids uuid[], partition text", "(text, uuid[], text)")
+
+_TREE = """
+  SELECT t.tree INTO number FROM {schema}.{trees} AS t
+  JOIN pg_class AS c ON c.oid = audited AND c.relkind IN ('r', 'p')
+  JOIN pg_roles AS o ON o.oid = c.relowner AND o.rolname = current_user
+  WHERE t.table_name = $1 ORDER BY t.epoch DESC LIMIT 1;
+  IF number IS NULL THEN
+    RAISE 'table % is not a sealed audit table of the owner of this function', $1
+      USING ERRCODE = 'object_not_in_prerequisite_state';
+  END IF;"""
 
 # {schema} becomes the quoted name of the schema, {event} the event's, {anchored} a check, {work} what is done.
 _BODY = """
@@ -29,15 +45,7 @@ DECLARE
   stated jsonb;
   leaf bigint;
   touched bigint;
-BEGIN
-  SELECT t.tree INTO number FROM {schema}.{trees} AS t
-  JOIN pg_class AS c ON c.oid = audited AND c.relkind IN ('r', 'p')
-  JOIN pg_roles AS o ON o.oid = c.relowner AND o.rolname = current_user
-  WHERE t.table_name = $1 ORDER BY t.epoch DESC LIMIT 1;
-  IF number IS NULL THEN
-    RAISE 'table % is not a sealed audit table of the owner of this function', $1
-      USING ERRCODE = 'object_not_in_prerequisite_state';
-  END IF;
+BEGIN{tree}
   EXECUTE 'SELECT r.data->''ranges'', l.index FROM ' || audited || ' AS r JOIN {schema}.{leaves} AS l'
     || ' ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at WHERE r.id = $2 AND r.event = $3'
     INTO stated, leaf USING number, $2, '{event}';
@@ -67,7 +75,46 @@ _ANCHORED = """
 
 # The events that tell of prunings and erasures stay: they are what a verification goes by.
 _WHERE = """ l.tree = $1 AND l.index >= $2 AND l.index < $3 AND r.id = l.id AND r.occurred_at = l.occurred_at
-    AND r.event NOT IN (''{pruned}'', ''{erased}'')"""
+    AND r.event NOT IN (''{pruned}'', ''{erased}'') AND NOT {held}"""
+
+# What is named must be sealed and anchored, and every row but those that stay must be named, and not be held.
+_DROP_BODY = """
+DECLARE
+  audited regclass DEFAULT to_regclass('{schema}.' || quote_ident($1));
+  part regclass DEFAULT to_regclass('{schema}.' || quote_ident($3));
+  number integer;
+  named int8multirange;
+  columns text;
+  touched bigint;
+BEGIN{tree}
+  IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = part AND inhparent = audited) THEN
+    RAISE '% is no partition of table %', $3, $1 USING ERRCODE = 'undefined_table';
+  END IF;
+  EXECUTE 'SELECT range_agg(int8range((s.range->>0)::bigint, (s.range->>1)::bigint)) FROM ' || audited || ' AS r
+    JOIN {schema}.{leaves} AS l ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at
+    CROSS JOIN LATERAL jsonb_array_elements(r.data->''ranges'') AS s (range)
+    WHERE r.id = ANY($2) AND r.event = ''{pruned}'' AND EXISTS (
+      SELECT FROM {schema}.{anchors} AS a WHERE a.tree = $1 AND a.size > l.index AND a.receipt IS NOT NULL)'
+    INTO named USING number, $2;
+  EXECUTE 'LOCK TABLE ' || part || ' IN ACCESS EXCLUSIVE MODE';
+  EXECUTE 'SELECT count(*) FROM ' || part || ' AS r
+    LEFT JOIN {schema}.{leaves} AS l ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at
+    WHERE r.event NOT IN (''{pruned}'', ''{erased}'') AND (l.index IS NULL OR (l.index <@ $2) IS NOT TRUE OR {held})'
+    INTO touched USING number, named;
+  IF touched > 0 THEN
+    RAISE 'partition % has % rows that no sealed and anchored event names, or that are held', $3, touched
+      USING ERRCODE = 'insufficient_privilege';
+  END IF;
+  EXECUTE 'SELECT count(*) FROM ' || part || ' WHERE event NOT IN (''{pruned}'', ''{erased}'')' INTO touched;
+  SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO columns FROM pg_attribute AS a
+  WHERE a.attrelid = audited AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
+  EXECUTE 'ALTER TABLE ' || audited || ' DETACH PARTITION ' || part;
+  EXECUTE 'INSERT INTO ' || audited || ' (' || columns || ') SELECT ' || columns || ' FROM ' || part
+    || ' WHERE event IN (''{pruned}'', ''{erased}'')';
+  EXECUTE 'DROP TABLE ' || part;
+  RETURN touched;
+END
+"""
 
 _DELETE = (
     """  EXECUTE 'DELETE FROM ' || audited || ' AS r USING {schema}.{leaves} AS l WHERE{where}' USING number, $3, $4;"""
@@ -84,9 +131,11 @@ _STRIP = """  EXECUTE 'INSERT INTO {schema}.{erasures} (tree, index, data_commit
     WHERE{where} AND NOT (r.data IS NULL AND r.meta IS NULL)' USING number, $3, $4;"""
 
 
-def _filled(event: str, anchored: str, work: str) -> str:
-    text = _BODY.replace("{anchored}", anchored).replace("{work}", work.replace("{where}", _WHERE))
+def _filled(body: str, event: str = "", anchored: str = "", work: str = "") -> str:
+    text = body.replace("{tree}", _TREE).replace("{anchored}", anchored)
+    text = text.replace("{work}", work.replace("{where}", _WHERE))
     for name, value in {
+        "held": is_held("' || quote_literal($1) || '", "{schema}." + HOLDS),
         "event": event,
         "pruned": PRUNED,
         "erased": ERASED,
@@ -101,18 +150,23 @@ def _filled(event: str, anchored: str, work: str) -> str:
     return text
 
 
-BODIES = {PRUNE: _filled(PRUNED, _ANCHORED, _DELETE), ERASE: _filled(ERASED, "", _STRIP)}
+# What each function does, its arguments, and their types.
+BODIES = {
+    PRUNE: (_filled(_BODY, PRUNED, _ANCHORED, _DELETE), *_RANGE),
+    ERASE: (_filled(_BODY, ERASED, "", _STRIP), *_RANGE),
+    DROP: (_filled(_DROP_BODY), *_PARTITION),
+}
 
 
 def define_custody() -> str:
-    """Return the block that makes both functions beside the trees, for their owner; PUBLIC may not execute them."""
+    """Return the block that makes the functions beside the trees, for their owner; PUBLIC may not execute them."""
     made = "\n".join(
-        f"""  EXECUTE 'CREATE OR REPLACE FUNCTION ' || place || '.{name}({ARGUMENTS}) RETURNS bigint LANGUAGE plpgsql'
+        f"""  EXECUTE 'CREATE OR REPLACE FUNCTION ' || place || '.{name}({arguments}) RETURNS bigint LANGUAGE plpgsql'
     || ' SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET tracevault.custody = ''on'' AS '
     || quote_literal(replace($body${body}$body$, '{{schema}}', place));
-  EXECUTE 'REVOKE ALL ON FUNCTION ' || place || '.{name}{SIGNATURE} FROM PUBLIC';
-  EXECUTE 'ALTER FUNCTION ' || place || '.{name}{SIGNATURE} OWNER TO ' || owner;"""
-        for name, body in BODIES.items()
+  EXECUTE 'REVOKE ALL ON FUNCTION ' || place || '.{name}{signature} FROM PUBLIC';
+  EXECUTE 'ALTER FUNCTION ' || place || '.{name}{signature} OWNER TO ' || owner;"""
+        for name, (body, arguments, signature) in BODIES.items()
     )
     return f"""DO $tracevault$
 DECLARE

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from tracevault.errors import ConfigError
 from tracevault.events.record import BY_NAME, INSERT_COLUMNS, RECORD_COLUMNS
 from tracevault.schema.comparison import companion
-from tracevault.schema.custody import ERASE, PRUNE
+from tracevault.schema.custody import DROP, ERASE, PRUNE
+from tracevault.schema.holds import HOLDS
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES
 
 # A right is a word of GRANT and a column, or "" for all columns.
@@ -42,6 +43,7 @@ VAULT_RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     CHECKPOINTS: {**_LOOKING, **_KEEPING},
     ANCHORS: {**_LOOKING, **_KEEPING},
     ERASURES: {**_LOOKING, "sealer": ("SELECT",)},
+    HOLDS: {**_LOOKING, "custodian": ("SELECT", "INSERT", "UPDATE")},
 }
 
 # On the view that shows one tenant's events.
@@ -49,7 +51,7 @@ VIEW_RIGHTS: Mapping[str, frozenset[Right]] = {"tenant_reader": SELECTING}
 
 # The functions of these names, in the audit table's schema and of its owner: the custodian's, and nobody else's. One of
 # another owner could run anything as the custodian, so nothing is granted on it.
-CUSTODY_FUNCTIONS = (PRUNE, ERASE)
+CUSTODY_FUNCTIONS = (PRUNE, ERASE, DROP)
 
 # What PostgreSQL sets by default, so that nobody may set it: whoever could would forge when a row was stored.
 UNSETTABLE = tuple(name for name, stored in BY_NAME.items() if stored.column.default is not None)

@@ -6,6 +6,8 @@ tile of each level. What they hold is checked against what was signed, so nothin
 
 from __future__ import annotations
 
+from tracevault.schema import holds
+
 TREES = "tracevault_trees"
 LEAVES = "tracevault_leaves"
 TILES = "tracevault_tiles"
@@ -84,4 +86,4 @@ _STATEMENTS = (
 
 def tree_statements() -> tuple[str, ...]:
     """Return the statements that make the tables, each safe to run again."""
-    return _STATEMENTS
+    return (*_STATEMENTS, holds.STATEMENT)

@@ -1,0 +1,99 @@
+"""Retention carried out: what is to go is said first, then proven where the table is sealed, then removed.
+
+Every step may be the last one of a process: what is left of it is planned again by the next run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+from psycopg import Connection
+
+from tracevault.errors import DriverError, MigrationError
+from tracevault.flows import Flow
+from tracevault.flows.custody import drop_partition
+from tracevault.flows.migrate import LOCK_NOT_AVAILABLE
+from tracevault.flows.retention import Retention, delete_unsealed, drop_unsealed, retention
+from tracevault.flows.seal import find_tree, tables_exist
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run
+from tracevault.schema.custody import PRUNED
+from tracevault.schema.retention import Rule
+from tracevault.sealing.custody import carry_out_all, wait_until_proven
+
+_WORKING = Place("retention")
+# Rows of a table that is not sealed that are deleted in one transaction.
+STEP = 5000
+_PATIENCE = 60.0
+_PAUSE = 1.0
+_DEADLOCK = "40P01"
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+
+def plan_retention(connection: Connection[Any], table: str, known: Sequence[Rule]) -> Retention:
+    """Return what rules let go of a table."""
+    with connection.transaction():
+        tree = run(connection, find_tree(table), _WORKING) if run(connection, tables_exist(), _WORKING) else None
+        return run(connection, retention(table, tree, known), _WORKING)
+
+
+def apply_retention(
+    connection: Connection[Any],
+    planned: Retention,
+    known: Sequence[Rule],
+    ids: Sequence[UUID],
+    timeout: float,
+    progress: Progress = lambda _done, _all: None,
+) -> int:
+    """Remove what was planned, and what the events ``ids`` state of it; return how many rows went.
+
+    Partitions go first, each in one transaction. Of a sealed table nothing goes before the events are sealed and
+    anchored, which is waited for.
+    """
+    gone = 0
+    if planned.tree is not None:
+        for id_ in ids:
+            wait_until_proven(connection, planned.tree, PRUNED, id_, timeout)
+    for name in planned.drops:
+        flow: Callable[[], Flow[int]] = (
+            partial(drop_unsealed, planned.table, name, planned, known)
+            if planned.tree is None
+            else partial(drop_partition, planned.table, ids, name)
+        )
+        gone += _patiently(connection, planned.table, flow)
+    if planned.tree is not None:
+        for id_ in ids:
+            gone += carry_out_all(connection, planned.table, id_, timeout, progress)
+        return gone
+    for due in planned.due:
+        while True:
+            count = _patiently(connection, planned.table, partial(delete_unsealed, planned.table, due, known, STEP))
+            gone += count
+            progress(min(gone, planned.rows), planned.rows)
+            if count < STEP:
+                break
+    return gone
+
+
+def _patiently(connection: Connection[Any], table: str, flow: Callable[[], Flow[T]]) -> T:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '500ms'")
+                return run(connection, flow(), _WORKING)
+        except DriverError as error:
+            if error.sqlstate not in {LOCK_NOT_AVAILABLE, _DEADLOCK}:
+                raise
+            if time.monotonic() > until:
+                raise MigrationError(
+                    f"table `{table}` is in use by a transaction that does not end; run `tracevault retention apply` "
+                    "again when it has ended: what is gone is gone"
+                ) from error
+        time.sleep(_PAUSE)
