@@ -8,7 +8,7 @@ demo: $(VENV)/ready  ## run the product on a PostgreSQL of its own
 	@$(VENV)/bin/tracevault demo
 
 test: $(VENV)/ready lint  ## lint, types, import rule, and every test on real PostgreSQL
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,6 +24,11 @@ from tracevault.writer import delivery, upkeep
 _numbers = itertools.count(1)
 TEMPLATE = "tracevault_template"
 TABLES = ("audit_logs", "audit_user_events")
+HERE = Path(__file__).parent
+LONG = (
+    *("docs/", "integrations/", "web/", "test_transfer", "test_retention", "test_partitions", "test_processes"),
+    *("test_embedded", "test_verify_jobs", "test_sealing", "test_concurrency", "test_cli_"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -34,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None:
         config.option.basetemp = tempfile.mkdtemp(prefix="tracevault-tests-")
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of few and long tests, so that two workers have about the same to do until the end."""
+    items.sort(key=lambda item: not item.path.relative_to(HERE).as_posix().startswith(LONG))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,11 +25,19 @@ from tests.servers import one_server
 from tests.test_cli import Cli, cli
 from tests.test_guards import faults, refused
 from tests.test_roles import make_names
-from tracevault import ConfigError, MigrationError, Verdict
+from tracevault import ConfigError, MigrationError, Tracevault, Verdict
 from tracevault.config import INTERVALS, Interval
 from tracevault.postgres import partitions
 from tracevault.postgres.schema import migration_plan
-from tracevault.schema.partitions import Partition, floor, following, interval_of, missing, partition_name
+from tracevault.schema.partitions import (
+    Partition,
+    floor,
+    following,
+    interval_of,
+    is_partition_name,
+    missing,
+    partition_name,
+)
 
 __all__ = ["cli", "make_names"]  # fixtures
 
@@ -110,7 +118,12 @@ def test_names_are_those_of_months_and_days() -> None:
     assert partition_name("audit_logs", datetime(2026, 1, 1, tzinfo=UTC), "month") == "audit_logs_2026_01"
     assert partition_name("audit_logs", monday, "month") == "audit_logs_2026_11_30"
     assert partition_name("audit_logs", monday, "week") == "audit_logs_2026_11_30"
+    for name in ("audit_logs_2026_01", "audit_logs_2026_11_30", "audit_logs_default", "audit_logs_before_2027_01_01"):
+        assert is_partition_name("audit_logs", name)
+        assert not is_partition_name("audit", name)
+    assert not is_partition_name("audit_logs", "audit_logs_archive")
     long = partition_name("a" * 60, monday, "day")
+    assert is_partition_name("a" * 60, long)
     assert len(long) == 63
     assert long.endswith("_2026_11_30")
 
@@ -181,8 +194,6 @@ def test_a_role_that_may_not_make_partitions_says_so_once_and_writes_on(
 
 
 def test_options_of_partitions_are_checked() -> None:
-    from tracevault import Tracevault
-
     def opened(**scopes: Any) -> None:
         Tracevault(connection_string="host=nowhere", scopes=scopes)
 
@@ -192,6 +203,30 @@ def test_options_of_partitions_are_checked() -> None:
         opened(default={"table_name": "a", "partition": "day"}, other={"table_name": "a", "partition": "week"})
     with pytest.raises(ConfigError, match="known are table_name, partition"):
         opened(default={"table_name": "a", "partitions": "day"})
+
+
+@one_server
+def test_a_vault_leaves_a_long_move_to_somebody_who_chooses_when(
+    cli: Cli, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(partitions, "INTERVAL", 0.05)
+    monkeypatch.setattr(partitions, "MOST_MOVED", 2)
+    assert cli("migrate", "--dsn", dsn, "--partition", "day").code == 0
+    today = f"audit_logs_{now(dsn):%Y_%m_%d}"
+    rows(dsn, f"DROP TABLE {today}")
+    insert = "INSERT INTO audit_logs (id, event, mode, occurred_at) VALUES (gen_random_uuid(), 'a', 'sync', now())"
+    for _ in range(3):
+        rows(dsn, insert)
+    daily = {"default": {"table_name": "audit_logs", "partition": "day"}}
+    with Tracevault(connection_string=dsn, scopes=daily) as audit:
+        deadline = time.monotonic() + 10
+        while not any("has more than 2 events from" in record.message for record in caplog.records):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert audit.query.count() == 3
+    assert today not in dict(bounds(dsn))
+    assert "and moved 3 events there" in cli("partitions", "ensure", "--dsn", dsn).out
+    assert today in dict(bounds(dsn))
 
 
 @one_server
@@ -419,6 +454,7 @@ def test_the_printed_sql_converts_as_well(cli: Cli, ready_dsn: str) -> None:
         ("ALTER TABLE audit_logs ADD UNIQUE (request_id)", "it has the constraint audit_logs_request_id_key"),
         ("CREATE RULE quiet AS ON DELETE TO audit_logs DO INSTEAD NOTHING", "it has the rule quiet"),
         ("CREATE PUBLICATION told FOR TABLE audit_logs", "the publication told has it"),
+        ("CREATE PUBLICATION told FOR ALL TABLES", "the publication told has all tables"),
         (
             "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
             "CREATE TRIGGER mine BEFORE INSERT ON audit_logs FOR EACH ROW EXECUTE FUNCTION f()",

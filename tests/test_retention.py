@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,27 +307,31 @@ def test_the_commands_say_what_goes_and_remove_it(cli: Cli, dsn: str, tmp_path: 
     sealed.close()
 
 
-def test_what_says_what_was_pruned_outlives_its_partition(cli: Cli, dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seal", [False, True], ids=["open", "sealed"])
+def test_events_of_ours_outlive_their_partition(cli: Cli, dsn: str, tmp_path: Path, seal: bool) -> None:
     assert cli("migrate", "--dsn", dsn, "--partition", "month").code == 0
     insert = (
         "INSERT INTO audit_logs (id, event, mode, occurred_at, data) VALUES (gen_random_uuid(), %s, 'sync', "
         "'2020-05-05Z', '{\"ranges\": []}')"
     )
-    for event in ("order.paid", "tracevault.pruned", "order.paid"):
+    for event in ("order.paid", "tracevault.pruned", "order.paid", "tracevault.key_added"):
         rows(dsn, insert, event)
     assert cli("partitions", "ensure", "--dsn", dsn).code == 0
-    sealed = Sealed(dsn, tmp_path)
-    sealed.seal()
-    with Sealing(sealed):
-        done = cli("retention", "apply", "--dsn", dsn, "--retain", "1 year", "--yes")
-    assert (done.code, done.out) == (0, "2 rows removed\n"), done.err
-    assert rows(dsn, "SELECT tableoid::regclass::text, event FROM audit_logs WHERE occurred_at < '2021-01-01'") == [
-        ("audit_logs_default", "tracevault.pruned")
-    ]
-    assert "audit_logs_2020_05" not in dict(bounds(dsn))
-    sealed.seal()
-    assert sealed.verify().verdict is Verdict.OK
-    sealed.close()
+    with closing(Sealed(dsn, tmp_path)) as sealed, ExitStack() as stack:
+        if seal:
+            sealed.seal()
+            stack.enter_context(Sealing(sealed))
+        # A rule that names ours takes what was not said of prunings.
+        for rule, gone in (("1 year", 2), ("tracevault.*=2 years", 1)):
+            done = cli("retention", "apply", "--dsn", dsn, "--retain", rule, "--yes")
+            assert (done.code, done.out) == (0, f"{gone} row{'s' * (gone > 1)} removed\n"), done.err
+            assert "audit_logs_2020_05" not in dict(bounds(dsn))
+        left = "SELECT tableoid::regclass::text, event FROM audit_logs WHERE occurred_at < '2021-01-01'"
+        assert rows(dsn, left) == [("audit_logs_default", "tracevault.pruned")]
+        stack.close()
+        if seal:
+            sealed.seal()
+            assert sealed.verify().verdict is Verdict.OK
 
 
 def test_rules_may_stand_in_the_options_of_a_program(

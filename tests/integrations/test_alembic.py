@@ -126,6 +126,8 @@ def test_autogenerate_leaves_our_tables_alone(project: Config, dsn: str, tmp_pat
     with psycopg.connect(dsn, autocommit=True) as connection:
         for statement in tree_statements():
             connection.execute(statement.encode())
+        for name in ("audit_logs_2026_01", "audit_logs_default", "audit_logs_before_2027_01_01"):
+            connection.execute(f"CREATE TABLE {name} (id int)".encode())
         connection.execute("CREATE TABLE strangers (id int)")
     command.revision(project, message="more", autogenerate=True)
     (made,) = (path for path in (tmp_path / "versions").glob("*.py") if not path.name.startswith("0001"))

@@ -25,7 +25,7 @@ from tracevault.schema.comparison import companion
 from tracevault.schema.ddl import create_index
 from tracevault.schema.grants import define_view
 from tracevault.schema.indexes import PARTITIONED_INDEXES, PAYLOAD_INDEXES, Index
-from tracevault.schema.partitions import BEGINNING, Range, bounds, default_name, floor, following
+from tracevault.schema.partitions import BEGINNING, Range, bounds, default_name, floor, following, old_name
 from tracevault.schema.rights import tenant_view
 
 # The cutoff must not be reached while the conversion is under way: from then on events would be refused.
@@ -59,6 +59,9 @@ SELECT 'it is itself a partition, or inherits' FROM pg_inherits AS i WHERE i.inh
 UNION ALL
 SELECT 'the publication ' || p.pubname || ' has it' FROM pg_publication_rel AS m
 JOIN pg_publication AS p ON p.oid = m.prpubid WHERE m.prrelid = to_regclass($1)
+UNION ALL
+SELECT 'the publication ' || p.pubname || ' has all tables, and would publish partitions by their own names'
+FROM pg_publication AS p WHERE p.puballtables AND NOT p.pubviaroot
 UNION ALL
 SELECT what FROM pg_class AS c CROSS JOIN LATERAL (VALUES
   (c.relrowsecurity, 'it has row level security'),
@@ -254,8 +257,8 @@ def _swap(
     layout: Layout, table_plan: Plan, cutoff: datetime, cutoff_name: str, key: str, grants: list[str], *, view: bool
 ) -> Iterable[str]:
     table = layout.table
-    old_name = companion(table, f"_before_{cutoff:%Y_%m_%d}")
-    new, old = layout.beside(table), layout.beside(old_name)
+    old_table = old_name(table, cutoff)
+    new, old = layout.beside(table), layout.beside(old_table)
     present: list[Index] = [
         index
         for index in (*PARTITIONED_INDEXES, *PAYLOAD_INDEXES)
@@ -266,11 +269,11 @@ def _swap(
     if view:
         yield f"LOCK TABLE {layout.beside(tenant_view(table))} IN ACCESS EXCLUSIVE MODE"
     yield f"LOCK TABLE {new} IN ACCESS EXCLUSIVE MODE"
-    yield f'ALTER TABLE {new} RENAME TO "{old_name}"'
+    yield f'ALTER TABLE {new} RENAME TO "{old_table}"'
     for index in present:
-        yield f'ALTER INDEX {layout.beside(index.name(table))} RENAME TO "{index.name(old_name)}"'
+        yield f'ALTER INDEX {layout.beside(index.name(table))} RENAME TO "{index.name(old_table)}"'
     yield f"ALTER TABLE {old} DROP CONSTRAINT {key}"
-    unique, key_name = _unique_name(table), companion(old_name, "_pkey")
+    unique, key_name = _unique_name(table), companion(old_table, "_pkey")
     yield f'ALTER TABLE {old} ADD CONSTRAINT "{key_name}" PRIMARY KEY USING INDEX "{unique}"'
     like = "INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMMENTS"
     yield f"CREATE TABLE {new} (LIKE {old} {like}, PRIMARY KEY (occurred_at, id)) PARTITION BY RANGE (occurred_at)"
@@ -286,7 +289,7 @@ def _swap(
     yield f"CREATE TABLE {layout.beside(default_name(table))} PARTITION OF {new} DEFAULT"
     if not layout.owned:
         yield f"ALTER TABLE {layout.beside(default_name(table))} OWNER TO {layout.owner}"
-    for grantee in {grant.split(" TO ", 1)[1].removesuffix(" WITH GRANT OPTION") for grant in grants}:
+    for grantee in sorted({grant.split(" TO ", 1)[1].removesuffix(" WITH GRANT OPTION") for grant in grants}):
         yield f"REVOKE ALL ON {old} FROM {grantee} CASCADE"
     if layout.guarded:
         yield guards.install(table)

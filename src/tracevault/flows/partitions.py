@@ -122,13 +122,16 @@ def _sql(found: Partition) -> str:
     return f'"{found.schema.replace(chr(34), chr(34) * 2)}"."{found.name}"'
 
 
-def make(layout: Layout, by: Interval, wanted: Range) -> Flow[int]:
+def make(layout: Layout, by: Interval, wanted: Range, most: int | None = None) -> Flow[int]:
     """Make one partition, in one transaction of the caller's; return how many rows came out of the default one.
 
-    Writers go on, but those whose events go to the default partition: they wait while that is searched.
+    Writers go on, but those whose events go to the default partition: they wait while its rows move. Raises
+    `MigrationError` where these are more than ``most``.
     """
-    new = yield from _make_table(layout, partition_name(layout.table, wanted.start, by))
     default = layout.default
+    if default is not None and default.filled and most is not None:
+        yield from _refuse_long_move(layout, default, wanted, most)
+    new = yield from _make_table(layout, partition_name(layout.table, wanted.start, by))
     moved = 0 if default is None or not default.filled else (yield from _move(layout, default, new, wanted))
     yield from _attach(layout, new, bounds(wanted))
     return moved
@@ -161,6 +164,20 @@ def _attach(layout: Layout, new: str, bounds: str) -> Flow[None]:
     yield Query(f"ALTER TABLE {layout.beside(layout.table)} ATTACH PARTITION {new} {bounds}")
     if layout.guarded:
         yield Query(guards.install(layout.table))
+
+
+def _refuse_long_move(layout: Layout, default: Partition, wanted: Range, most: int) -> Flow[None]:
+    found = yield Query(
+        "SELECT count(*) FROM "
+        f"(SELECT FROM {_sql(default)} WHERE occurred_at >= $1 AND occurred_at < $2 LIMIT $3) AS moving",
+        (wanted.start, wanted.end, most + 1),
+    )
+    if found.rows[0][0] > most:
+        raise MigrationError(
+            f"the default partition of table `{layout.table}` has more than {most:,} events from "
+            f"{wanted.start:%Y-%m-%d} on: run `tracevault partitions ensure --table {layout.table}` at a quiet time, "
+            "to move them"
+        )
 
 
 def _move(layout: Layout, default: Partition, new: str, wanted: Range) -> Flow[int]:

@@ -15,7 +15,7 @@ from tracevault.flows.custody import Affected, affected
 from tracevault.flows.partitions import Layout, look
 from tracevault.flows.seal import Tree
 from tracevault.schema import guards
-from tracevault.schema.custody import ERASED, PRUNED
+from tracevault.schema.custody import OURS
 from tracevault.schema.holds import HOLDS, is_held
 from tracevault.schema.retention import FOREVER, Rule, condition
 
@@ -23,7 +23,7 @@ _BEFORE = """
 SELECT least(clock_timestamp(), (SELECT min(prepared) FROM pg_prepared_xacts),
   (SELECT min(xact_start) FROM pg_stat_activity WHERE pid <> pg_backend_pid())) - $1::interval
 """
-_STAY = f"r.event NOT IN ('{PRUNED}', '{ERASED}')"
+_OURS = f"starts_with(r.event, '{OURS}')"
 
 
 class Due(NamedTuple):
@@ -111,7 +111,7 @@ def _drops(layout: Layout, due: Sequence[Due], known: Sequence[Rule], held: str)
             continue
         result = yield Query(
             f"SELECT NOT EXISTS (SELECT FROM {layout.beside(found.name)} AS r "
-            f"WHERE {_STAY} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
+            f"WHERE NOT {_OURS} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
             params,
         )
         if result.rows[0][0]:
@@ -129,12 +129,17 @@ def drop_unsealed(table: str, name: str, planned: Retention, known: Sequence[Rul
     part, parent = layout.beside(name), layout.beside(table)
     yield Query("SET LOCAL lock_timeout = '500ms'")
     yield Query(f"LOCK TABLE {part} IN ACCESS EXCLUSIVE MODE")
-    if name not in (yield from _drops(layout, planned.due, known, (yield from _held(table)))):
+    held = yield from _held(table)
+    if name not in (yield from _drops(layout, planned.due, known, held)):
         return 0
-    found = yield Query(f"SELECT count(*) FROM {part} AS r WHERE {_STAY}")
+    clause, params = _any_due(planned.due, known)
+    goes = f"(({_placed(clause, params)}) AND NOT {held})"
+    found = yield Query(f"SELECT count(*) FROM {part} AS r WHERE {goes}", params)
     yield Query(f"ALTER TABLE {parent} DETACH PARTITION {part}")
+    # Of tracevault itself; the default partition takes them.
     yield Query(
-        f"INSERT INTO {parent} ({layout.columns}) SELECT {layout.columns} FROM {part} AS r WHERE NOT ({_STAY})",
+        f"INSERT INTO {parent} ({layout.columns}) SELECT {layout.columns} FROM {part} AS r WHERE {goes} IS NOT TRUE",
+        params,
         reads=False,
     )
     yield Query(f"DROP TABLE {part}")

@@ -141,6 +141,8 @@ _LATER = "r.stored_xid >= pg_snapshot_xmax($4::pg_snapshot) AND r.stored_xid < p
 _UNDER_WAY = "r.stored_xid = ANY (ARRAY(SELECT pg_snapshot_xip($4::pg_snapshot)))"
 # Statistics of a table that is new or grows fast tempt the planner to sort all of a backlog for each batch.
 _BY_INDEX = "set_config('enable_sort', 'off', true)"
+# Its costs are guessed too high where statistics are missing, and then compiling takes longer than all the rest.
+_UNCOMPILED = "set_config('jit', 'off', true)"
 # A vault's connections end a statement after its option `timeout`; a batch of a table without indexes takes longer.
 _UNHURRIED = "set_config('statement_timeout', '0', true)"
 
@@ -215,7 +217,7 @@ def seal_rows(table: str, limit: int) -> Flow[Sealed | None]:
         )
     now = yield Query(
         "SELECT pg_current_snapshot()::text, pg_snapshot_xmax(pg_current_snapshot())::text::bigint "
-        f"- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2, {_DURABLE}, {_BY_INDEX}, {_UNHURRIED}",
+        f"- pg_snapshot_xmax($1::pg_snapshot)::text::bigint < $2, {_DURABLE}, {_BY_INDEX}, {_UNCOMPILED}, {_UNHURRIED}",
         (tree.snapshot, _IDLE),
     )
     target, idle, *_ = now.rows[0]

@@ -10,6 +10,8 @@ from typing import Any
 
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.schema.ddl import STEPS, step_statements
+from tracevault.schema.holds import HOLDS
+from tracevault.schema.partitions import is_partition_name
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES, TREES
 
 try:
@@ -66,13 +68,15 @@ def _keep(_operations: Operations, _operation: _KeepAuditTable) -> None:
 def leave_audit_tables(*tables: str, include_name: IncludeName | None = None) -> IncludeName:
     """Return an ``include_name`` for ``context.configure`` that hides our tables from autogenerate.
 
-    ``tables`` are the audit tables, by default ``audit_logs``; those of the seals are known. ``include_name`` is one of
-    your own, which is asked about everything else.
+    ``tables`` are the audit tables, by default ``audit_logs``; their partitions, and the tables of the seals and holds,
+    are known. ``include_name`` is one of your own, which is asked about everything else.
     """
-    ours = {*(check_table_name(table) for table in tables or (DEFAULT_TABLE,)), *_SEALS}
+    audited = [check_table_name(table) for table in tables or (DEFAULT_TABLE,)]
+    ours = {*audited, HOLDS, *_SEALS}
 
     def included(name: str | None, type_: Any, parent_names: Mapping[str, str | None]) -> bool:
-        if type_ == "table" and name in ours:
+        known = name is not None and (name in ours or any(is_partition_name(table, name) for table in audited))
+        if type_ == "table" and known:
             return False
         return include_name is None or include_name(name, type_, parent_names)
 

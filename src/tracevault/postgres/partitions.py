@@ -31,6 +31,8 @@ _PLACE = Place("making partitions")
 # Seconds between two looks of the thread, and its patience with locks; a command has more.
 INTERVAL = 3600.0
 _SHORT = 5.0
+# Rows that the thread moves out of the default partition at once: about a second, in which their like cannot be stored.
+MOST_MOVED = 20_000
 _PAUSE = 0.2
 # Somebody else made the partition, or its table, at the same moment; or an event came into the default partition.
 _MADE_MEANWHILE = frozenset({"42P07", "42P17", "23505", "23514"})
@@ -75,13 +77,15 @@ def ensure(
     count: int = AHEAD,
     *,
     stray: bool = False,
+    most: int | None = None,
     patience: float = _SHORT,
     announce: Callable[[Made], None] = lambda _made: None,
 ) -> None:
     """Make what is missing of the present interval and the next ``count``, each partition in its own transaction.
 
-    ``stray``: as well for what the default partition holds already. Raises `MigrationError` where the role may not,
-    and where no lock is to be had in ``patience`` seconds.
+    ``stray``: as well for what the default partition holds already; ``most``: how many of its rows may move into one.
+    Raises `MigrationError` where they are more, where the role may not, and where no lock is to be had in ``patience``
+    seconds.
     """
     layout = layout_of(connection, table)
     length, ranges = wanted(connection, layout, by, count, stray=stray)
@@ -93,21 +97,21 @@ def ensure(
             f"`tracevault partitions ensure --table {table}` as the table's owner"
         )
     for stretch in ranges:
-        moved = _patiently(connection, table, partial(_make, table, length, stretch), patience)
+        moved = _patiently(connection, table, partial(_make, table, length, stretch, most), patience)
         if moved is not None:
             announce(Made(stretch, moved))
     if layout.default is None:
         _patiently(connection, table, partial(make_default, layout), patience)
 
 
-def _make(table: str, by: Interval, stretch: Range) -> Flow[int | None]:
+def _make(table: str, by: Interval, stretch: Range, most: int | None) -> Flow[int | None]:
     """Make one partition, unless somebody else has."""
     layout = yield from look(table)
     if layout is None or any(
         found.start <= stretch.start < found.end for found in layout.partitions if not found.default
     ):
         return None
-    return (yield from make(layout, by, stretch))
+    return (yield from make(layout, by, stretch, most))
 
 
 def _patiently(connection: Connection[Any], table: str, flow: Callable[[], Flow[T]], patience: float) -> T:
@@ -213,7 +217,7 @@ class Keeper:
 
     def _look(self, connection: Connection[Any], table: str, by: Interval) -> None:
         try:
-            ensure(connection, table, by, announce=partial(_announce, table))
+            ensure(connection, table, by, most=MOST_MOVED, announce=partial(_announce, table))
         except TracevaultError as error:
             self._say(table, str(error))
         else:

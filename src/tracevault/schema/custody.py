@@ -5,8 +5,9 @@ rows go, ``tracevault.erased`` those that lose payload and salt. So whoever may 
 does not tell. A pruning must be anchored as well, since what is gone cannot be looked at again. Rows that a legal hold
 holds, see `schema.holds`, are passed over.
 
-A partition whose rows are all named goes as a whole. The events that tell of prunings and erasures stay: they are what
-a verification goes by, so they move to the default partition.
+A partition whose rows are all named goes as a whole. Only events of tracevault itself, ``tracevault.*``, need not be
+named: they move to the default partition. Those that tell of prunings and erasures always do, since they are what a
+verification goes by.
 
 They belong to the owner of the trees (SECURITY DEFINER) and set what `schema.guards` looks for. EXECUTE is for one
 role, the custodian; ``tracevault roles --custodian`` grants it. Each takes part of a range, so that a large one can
@@ -19,6 +20,8 @@ from tracevault.integrity.leaf import commitment_sql
 from tracevault.schema.holds import HOLDS, is_held
 from tracevault.schema.trees import ANCHORS, ERASURES, LEAVES, TREES
 
+# What names of events of tracevault itself begin with.
+OURS = "tracevault."
 PRUNED = "tracevault.pruned"
 ERASED = "tracevault.erased"
 PRUNE = "tracevault_prune"
@@ -77,7 +80,7 @@ _ANCHORED = """
 _WHERE = """ l.tree = $1 AND l.index >= $2 AND l.index < $3 AND r.id = l.id AND r.occurred_at = l.occurred_at
     AND r.event NOT IN (''{pruned}'', ''{erased}'') AND NOT {held}"""
 
-# What is named must be sealed and anchored, and every row but those that stay must be named, and not be held.
+# What is named must be sealed and anchored. A row that is not named, or is held, stays: none but ours may.
 _DROP_BODY = """
 DECLARE
   audited regclass DEFAULT to_regclass('{schema}.' || quote_ident($1));
@@ -85,6 +88,9 @@ DECLARE
   number integer;
   named int8multirange;
   columns text;
+  found text;
+  stays text;
+  others bigint;
   touched bigint;
 BEGIN{tree}
   IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = part AND inhparent = audited) THEN
@@ -97,20 +103,21 @@ BEGIN{tree}
       SELECT FROM {schema}.{anchors} AS a WHERE a.tree = $1 AND a.size > l.index AND a.receipt IS NOT NULL)'
     INTO named USING number, $2;
   EXECUTE 'LOCK TABLE ' || part || ' IN ACCESS EXCLUSIVE MODE';
-  EXECUTE 'SELECT count(*) FROM ' || part || ' AS r
-    LEFT JOIN {schema}.{leaves} AS l ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at
-    WHERE r.event NOT IN (''{pruned}'', ''{erased}'') AND (l.index IS NULL OR (l.index <@ $2) IS NOT TRUE OR {held})'
-    INTO touched USING number, named;
-  IF touched > 0 THEN
-    RAISE 'partition % has % rows that no sealed and anchored event names, or that are held', $3, touched
+  found := ' FROM ' || part || ' AS r
+    LEFT JOIN {schema}.{leaves} AS l ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at';
+  stays := '(l.index IS NULL OR (l.index <@ $2) IS NOT TRUE OR r.event IN (''{pruned}'', ''{erased}'') OR {held})';
+  EXECUTE 'SELECT count(*) FILTER (WHERE ' || stays || ' AND NOT starts_with(r.event, ''{ours}'')),
+    count(*) FILTER (WHERE NOT ' || stays || ')' || found INTO others, touched USING number, named;
+  IF others > 0 THEN
+    RAISE 'partition % has % rows that no sealed and anchored event names, or that are held', $3, others
       USING ERRCODE = 'insufficient_privilege';
   END IF;
-  EXECUTE 'SELECT count(*) FROM ' || part || ' WHERE event NOT IN (''{pruned}'', ''{erased}'')' INTO touched;
   SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO columns FROM pg_attribute AS a
   WHERE a.attrelid = audited AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
   EXECUTE 'ALTER TABLE ' || audited || ' DETACH PARTITION ' || part;
   EXECUTE 'INSERT INTO ' || audited || ' (' || columns || ') SELECT ' || columns || ' FROM ' || part
-    || ' WHERE event IN (''{pruned}'', ''{erased}'')';
+    || ' WHERE (id, occurred_at) IN (SELECT r.id, r.occurred_at' || found || ' WHERE ' || stays || ')'
+    USING number, named;
   EXECUTE 'DROP TABLE ' || part;
   RETURN touched;
 END
@@ -139,6 +146,7 @@ def _filled(body: str, event: str = "", anchored: str = "", work: str = "") -> s
         "event": event,
         "pruned": PRUNED,
         "erased": ERASED,
+        "ours": OURS,
         "trees": TREES,
         "leaves": LEAVES,
         "anchors": ANCHORS,

@@ -40,6 +40,7 @@ ORDER BY c.relname
 """
 
 _BOUNDS = re.compile(r"FOR VALUES FROM \((.*)\) TO \((.*)\)")
+_SUFFIX = re.compile(r"_(?:\d{4}_\d\d(?:_\d\d)?|default|before_\d{4}_\d\d_\d\d)$", re.ASCII)
 _LENGTH = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 
@@ -147,6 +148,17 @@ def partition_name(table: str, start: datetime, by: Interval) -> str:
 def default_name(table: str) -> str:
     """Return the name of the default partition."""
     return companion(table, "_default")
+
+
+def old_name(table: str, cutoff: datetime) -> str:
+    """Return the name that a plain table has as the partition of everything before ``cutoff``."""
+    return companion(table, f"_before_{cutoff:%Y_%m_%d}")
+
+
+def is_partition_name(table: str, name: str) -> bool:
+    """Whether ``name`` is one that a partition of ``table`` gets here."""
+    found = _SUFFIX.search(name)
+    return found is not None and companion(table, found[0]) == name
 
 
 def literal(moment: datetime) -> str:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracevault.errors import ConfigError
-from tracevault.schema.custody import ERASED, PRUNED
+from tracevault.schema.custody import ERASED, OURS, PRUNED
 
 FOREVER = "forever"
-OURS = "tracevault."
 _PERIOD = re.compile(r"([1-9]\d{0,4}) ?(day|week|month|year)s?", re.ASCII)
 _PATTERN = re.compile(r"\*|[^\s*][^*\n\t\0]{0,252}(?:\.\*)?")
 _EVER_KEPT = (PRUNED, ERASED)
