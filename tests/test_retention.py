@@ -26,6 +26,7 @@ from tracevault import ConfigError, Tracevault, Verdict
 from tracevault.cli.retention import state
 from tracevault.events.ids import uuid7
 from tracevault.flows.holds import make_holds, place, release
+from tracevault.postgres import schema
 from tracevault.postgres.failures import Place
 from tracevault.postgres.partitions import ensure
 from tracevault.postgres.run import run
@@ -236,8 +237,8 @@ def test_a_run_that_stopped_anywhere_is_finished_by_the_next(
                 return run(*arguments)
 
             with monkeypatch.context() as patched:
-                patched.setattr(retention, "run", stopping)
-                patched.setattr(custody, "run", stopping)
+                for module in (retention, custody, schema):
+                    patched.setattr(module, "run", stopping)
                 try:
                     log.apply(policy)
                 except StoppedError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ INTERVAL = 3600.0
 _SHORT = 5.0
 # Rows that the thread moves out of the default partition at once: about a second, in which their like cannot be stored.
 MOST_MOVED = 20_000
-_PAUSE = 0.2
 # Somebody else made the partition, or its table, at the same moment; or an event came into the default partition.
 _MADE_MEANWHILE = frozenset({"42P07", "42P17", "23505", "23514"})
 
@@ -97,11 +95,11 @@ def ensure(
             f"`tracevault partitions ensure --table {table}` as the table's owner"
         )
     for stretch in ranges:
-        moved = _patiently(connection, table, partial(_make, table, length, stretch, most), patience)
+        moved = _ensured(connection, table, partial(_make, table, length, stretch, most), patience)
         if moved is not None:
             announce(Made(stretch, moved))
     if layout.default is None:
-        _patiently(connection, table, partial(make_default, layout), patience)
+        _ensured(connection, table, partial(make_default, layout), patience)
 
 
 def _make(table: str, by: Interval, stretch: Range, most: int | None) -> Flow[int | None]:
@@ -114,21 +112,9 @@ def _make(table: str, by: Interval, stretch: Range, most: int | None) -> Flow[in
     return (yield from make(layout, by, stretch, most))
 
 
-def _patiently(connection: Connection[Any], table: str, flow: Callable[[], Flow[T]], patience: float) -> T:
-    until = time.monotonic() + patience
-    while True:
-        try:
-            with connection.transaction():
-                return run(connection, flow(), _PLACE)
-        except DriverError as error:
-            if error.sqlstate not in {LOCK_NOT_AVAILABLE, *_MADE_MEANWHILE}:
-                raise
-            if time.monotonic() > until:
-                raise MigrationError(
-                    f"table `{table}` is in use by a transaction that does not end, so that no partition can be made: "
-                    f"run `tracevault partitions ensure --table {table}` when it has ended"
-                ) from error
-        time.sleep(_PAUSE)
+def _ensured(connection: Connection[Any], table: str, flow: Callable[[], Flow[T]], patience: float) -> T:
+    states = frozenset({LOCK_NOT_AVAILABLE, *_MADE_MEANWHILE})
+    return patiently(connection, flow, table, "partitions ensure", _PLACE, states=states, patience=patience)
 
 
 def plan_conversion(connection: Connection[Any], table: str, by: Interval, at: datetime | None = None) -> Conversion:

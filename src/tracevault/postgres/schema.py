@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, Connection
 
@@ -42,6 +42,8 @@ _MADE_MEANWHILE = frozenset({_DUPLICATE_TABLE, "42701", "42710", "23505"})
 # Seconds: how long `migrate` tries to get a lock that it does not wait for in one piece, and its pause between.
 PATIENCE = 60.0
 _PAUSE = 1.0
+
+T = TypeVar("T")
 
 
 def ensure_schema(
@@ -186,23 +188,31 @@ def _migrate_table(
 
 def patiently(
     connection: Connection[Any],
-    flow: Callable[[], Flow[None]],
+    flow: Callable[[], Flow[T]],
     table: str,
     command: str = "migrate",
     place: Place = _MIGRATING,
-) -> None:
-    """Run a flow in a transaction; again while it does not get a lock, letting writers go on in between."""
-    until = time.monotonic() + PATIENCE
+    *,
+    states: frozenset[str] = frozenset({LOCK_NOT_AVAILABLE}),
+    patience: float | None = None,
+) -> T:
+    """Run a flow in a transaction; again while it does not get a lock, letting writers go on in between.
+
+    ``states`` are the SQLSTATEs after which it is tried again, for ``patience`` seconds (default: `PATIENCE`); then
+    `MigrationError` says to run ``command`` later.
+    """
+    seconds = PATIENCE if patience is None else patience
+    until = time.monotonic() + seconds
     while True:
         try:
             with connection.transaction():
                 return run(connection, flow(), place)
         except DriverError as error:
-            if error.sqlstate != LOCK_NOT_AVAILABLE:
+            if error.sqlstate not in states:
                 raise
             if time.monotonic() > until:
                 raise MigrationError(
                     f"table `{table}` is in use by a transaction that does not end; run `tracevault {command}` "
                     "again when it has ended: what is done stays done"
                 ) from error
-        time.sleep(_PAUSE)
+        time.sleep(min(_PAUSE, seconds / 10))

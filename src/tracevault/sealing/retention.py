@@ -5,22 +5,21 @@ Every step may be the last one of a process: what is left of it is planned again
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
 
-from tracevault.errors import DriverError, MigrationError
-from tracevault.flows import Flow
+from tracevault.flows import Flow, Query
 from tracevault.flows.custody import drop_partition
 from tracevault.flows.migrate import LOCK_NOT_AVAILABLE
 from tracevault.flows.retention import Retention, delete_unsealed, drop_unsealed, retention
 from tracevault.flows.seal import find_tree, tables_exist
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
+from tracevault.postgres.schema import patiently
 from tracevault.schema.custody import PRUNED
 from tracevault.schema.retention import Rule
 from tracevault.sealing.custody import carry_out_all, wait_until_proven
@@ -28,11 +27,8 @@ from tracevault.sealing.custody import carry_out_all, wait_until_proven
 _WORKING = Place("retention")
 # Rows of a table that is not sealed that are deleted in one transaction.
 STEP = 5000
-_PATIENCE = 60.0
-_PAUSE = 1.0
-_DEADLOCK = "40P01"
+_AGAIN = frozenset({LOCK_NOT_AVAILABLE, "40P01"})
 
-T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 
@@ -66,14 +62,14 @@ def apply_retention(
             if planned.tree is None
             else partial(drop_partition, planned.table, ids, name)
         )
-        gone += _patiently(connection, planned.table, flow)
+        gone += _removed(connection, planned.table, flow)
     if planned.tree is not None:
         for id_ in ids:
             gone += carry_out_all(connection, planned.table, id_, timeout, progress)
         return gone
     for due in planned.due:
         while True:
-            count = _patiently(connection, planned.table, partial(delete_unsealed, planned.table, due, known, STEP))
+            count = _removed(connection, planned.table, partial(delete_unsealed, planned.table, due, known, STEP))
             gone += count
             progress(min(gone, planned.rows), planned.rows)
             if count < STEP:
@@ -81,19 +77,11 @@ def apply_retention(
     return gone
 
 
-def _patiently(connection: Connection[Any], table: str, flow: Callable[[], Flow[T]]) -> T:
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            with connection.transaction():
-                connection.execute("SET LOCAL lock_timeout = '500ms'")
-                return run(connection, flow(), _WORKING)
-        except DriverError as error:
-            if error.sqlstate not in {LOCK_NOT_AVAILABLE, _DEADLOCK}:
-                raise
-            if time.monotonic() > until:
-                raise MigrationError(
-                    f"table `{table}` is in use by a transaction that does not end; run `tracevault retention apply` "
-                    "again when it has ended: what is gone is gone"
-                ) from error
-        time.sleep(_PAUSE)
+def _removed(connection: Connection[Any], table: str, flow: Callable[[], Flow[int]]) -> int:
+    return patiently(connection, lambda: _hurried(flow), table, "retention apply", _WORKING, states=_AGAIN)
+
+
+def _hurried(flow: Callable[[], Flow[int]]) -> Flow[int]:
+    """Whoever waits for a lock makes writers wait: no longer than this."""
+    yield Query("SET LOCAL lock_timeout = '500ms'")
+    return (yield from flow())
