@@ -143,9 +143,10 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    made = Worker()
+    made, level = Worker(), logging.root.level
     with start_worker(made.app, perform_ping_check=False, pool="solo", shutdown_timeout=20):
         yield made
+    logging.root.setLevel(level)  # which the worker has set
 
 
 ANN = {"id": "ann", "type": "user"}
