@@ -84,6 +84,16 @@ async def timed_async(work: AsyncWork) -> float:
     return time.perf_counter() - start
 
 
+def often(work: Work, count: int = 20) -> Callable[[], None]:
+    """Return what does ``work`` so many times, for what takes too little to be timed by itself."""
+
+    def repeated() -> None:
+        for _ in range(count):
+            work()
+
+    return repeated
+
+
 def pairs(count: int, ours: Work, plain: Work, before: Work = lambda: None) -> Seconds:
     """Time ``count`` interleaved pairs, after one of each to warm up. ``before`` each of them is not timed."""
     seconds = Seconds()

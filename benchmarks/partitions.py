@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.rows import fill
 
-from benchmarks.measure import Row, pairs
+from benchmarks.measure import Row, often, pairs
 from benchmarks.work import DATA, EVENT
 from tracevault import AuditQuery, Tracevault, start_tracevault
-from tracevault.flows.partitions import Layout, make
+from tracevault.flows.partitions import make
 from tracevault.integrity.note import Signer
 from tracevault.postgres import partitions
 from tracevault.postgres.embedded import acquire
@@ -58,11 +58,7 @@ def make_partitions(connection: psycopg.Connection[Any], table: str) -> None:
     layout = partitions.layout_of(connection, table)
     for wanted in missing(layout.partitions, "month", START, MONTHS):
         with connection.transaction():
-            run(connection, make(_fresh(connection, table), "month", wanted), _PLACE)
-
-
-def _fresh(connection: psycopg.Connection[Any], table: str) -> Layout:
-    return partitions.layout_of(connection, table)
+            run(connection, make(partitions.layout_of(connection, table), "month", wanted), _PLACE)
 
 
 def fill_all(connection: psycopg.Connection[Any], rows: int) -> None:
@@ -78,21 +74,13 @@ def fill_all(connection: psycopg.Connection[Any], rows: int) -> None:
         print(f"\r{table}: {count:,} rows in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def _often(work: Callable[[], Any], count: int = 20) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(count):
-            work()
-
-    return repeated
-
-
 def reads(audit: Tracevault, connection: psycopg.Connection[Any], rows: int) -> Iterator[Row]:
     """Compare each read with the same of a tenth of the rows."""
     many, few = (audit.get_scope(name).query for name in ("many", "few"))
     against = f"the same of {rows // 10:,} rows"
 
     def row(name: str, ours: Callable[[], Any], theirs: Callable[[], Any], count: int = 20) -> Row:
-        seconds = pairs(PAIRS, _often(ours, count), _often(theirs, count))
+        seconds = pairs(PAIRS, often(ours, count), often(theirs, count))
         note = f"{statistics.median(seconds.ours) / count * 1000:.2f} ms"
         return Row(name, against, seconds.times(), 1.5, at_most=True, note=note)
 

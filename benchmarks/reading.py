@@ -15,7 +15,7 @@ import psycopg
 from psycopg import RawCursor
 from tests.rows import fill
 
-from benchmarks.measure import Row, Seconds, pairs
+from benchmarks.measure import Row, Seconds, often, pairs
 from benchmarks.work import Bench
 from tracevault import AuditQuery, Tracevault, start_tracevault
 from tracevault.events.record import RECORD_COLUMNS
@@ -93,20 +93,12 @@ def _by_hand(
     return lambda: cursor.execute(sql, params, binary=True).fetchall()
 
 
-def _often(work: Callable[[], Any], count: int = 20) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(count):
-            work()
-
-    return repeated
-
-
 def _first_pages(bench: Bench, query: AuditQuery, connection: psycopg.Connection[Any]) -> Row:
     """Return the filter whose first page costs most, against the same by hand."""
     worst: tuple[float, str, Seconds] | None = None
     for name, (filters, where, params) in FILTERS.items():
-        ours = _often(partial(query.find_page, **filters))
-        seconds = pairs(bench.pairs, ours, _often(_by_hand(connection, where, params)))
+        ours = often(partial(query.find_page, **filters))
+        seconds = pairs(bench.pairs, ours, often(_by_hand(connection, where, params)))
         ratio = statistics.median(seconds.times())
         if worst is None or ratio > worst[0]:
             worst = ratio, name, seconds
@@ -126,9 +118,9 @@ def _deep_pages(bench: Bench, query: AuditQuery, connection: psycopg.Connection[
     assert cursor is not None
     last = page.rows[-1]
     by_hand = _by_hand(connection, "(occurred_at, id) < ($1::timestamptz, $2)", (last.occurred_at, last.id))
-    deep = _often(partial(query.find_page, cursor=cursor))
-    first = _often(query.find_page)
-    against_hand = pairs(bench.pairs, deep, _often(by_hand))
+    deep = often(partial(query.find_page, cursor=cursor))
+    first = often(query.find_page)
+    against_hand = pairs(bench.pairs, deep, often(by_hand))
     against_first = pairs(bench.pairs, deep, first)
     name = f"time of the page after {DEEP:,} rows"
     return [
@@ -149,8 +141,8 @@ def _tail(bench: Bench, query: AuditQuery, connection: psycopg.Connection[Any]) 
         (found[0], last.id),
         f"ORDER BY stored_xid, id LIMIT {STEP}",
     )
-    ours = _often(lambda: list(islice(query.tail(after=position, follow=False), STEP)), 5)
-    seconds = pairs(bench.pairs, ours, _often(by_hand, 5))
+    ours = often(lambda: list(islice(query.tail(after=position, follow=False), STEP)), 5)
+    seconds = pairs(bench.pairs, ours, often(by_hand, 5))
     return Row(f"time of a step of `tail`, {STEP} rows after {DEEP:,}", "by hand", seconds.times(), 2, at_most=True)
 
 

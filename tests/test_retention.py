@@ -31,7 +31,7 @@ from tracevault.postgres.failures import Place
 from tracevault.postgres.partitions import ensure
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import ensure_schema
-from tracevault.schema.retention import rule_of, rules
+from tracevault.schema.retention import Rule, rules
 from tracevault.sealing import custody, retention
 
 __all__ = ["cli", "server"]  # fixtures
@@ -39,6 +39,20 @@ __all__ = ["cli", "server"]  # fixtures
 PLACE = Place("testing")
 NAMES = ("auth.login", "auth.login.failed", "auth.logout", "order.paid", "order", "tracevault.key_added", "authx")
 PATTERNS = ("*", "auth.*", "auth.login", "auth.login.*", "order.paid", "tracevault.*")
+
+
+def rule_of(event: str, known: tuple[Rule, ...]) -> Rule | None:
+    """The model of which rule decides about an event, told by its name alone; None where it is kept."""
+    if event in {"tracevault.pruned", "tracevault.erased"}:
+        return None
+    fitting = [
+        rule
+        for rule in known
+        if event == rule.pattern
+        or (rule.pattern.endswith(".*") and event.startswith(rule.pattern[:-1]))
+        or (rule.pattern == "*" and not event.startswith("tracevault."))
+    ]
+    return max(fitting, key=lambda rule: (event == rule.pattern, len(rule.pattern)), default=None)
 
 
 # --- the rules ---------------------------------------------------------------------------------------------

@@ -60,7 +60,6 @@ from tracevault.postgres.pool import (
 )
 from tracevault.postgres.run import streamed, streamed_async
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
-from tracevault.schema.retention import rules
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
 from tracevault.writer.lent import write_on, write_on_async
@@ -130,8 +129,11 @@ class _Engine:
             config.catalog == "closed",
         )
         self.tables = config.tables
-        for table, retain in config.retain.items():
-            rules(retain, f"scopes: retain of table {table}")
+        if config.retain:
+            from tracevault.schema.retention import rules  # noqa: PLC0415 - `import tracevault` need not wait
+
+            for table, retain in config.retain.items():
+                rules(retain, f"scopes: retain of table {table}")
         self.state: Literal["new", "starting", "open", "closed"] = "new"
         self._embedded: dict[str, Embedded] = {}
         self._embedded_lock = Lock()

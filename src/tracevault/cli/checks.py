@@ -266,7 +266,7 @@ def check_partitions(connection: Connection[Any], table: str) -> Iterator[Findin
     default = layout.default
     if default is None:
         yield Finding("warn", f"{table}: no default partition, so an event of another time cannot be stored", ensure)
-    elif default.filled and _ask(connection, f"SELECT EXISTS (SELECT FROM {layout.beside(default.name)})")[0]:
+    elif default.filled and _ask(connection, f"SELECT EXISTS (SELECT FROM {default.sql})")[0]:
         text = f"{table}: events are in the default partition {default.name}, where every query looks"
         yield Finding("warn", text, ensure)
 

@@ -169,7 +169,7 @@ def _as_json(planned: Retention) -> dict[str, Any]:
                 "pattern": due.rule.pattern,
                 "period": due.rule.period,
                 "before": iso_utc(due.before),
-                "rows": due.affected.rows if planned.tree else due.affected.unsealed,
+                "rows": planned.rows_of(due),
                 "held": due.affected.held,
                 "not_sealed_yet": due.affected.unsealed if planned.tree else None,
             }
@@ -181,7 +181,7 @@ def _as_json(planned: Retention) -> dict[str, Any]:
 
 def _shown(planned: Retention) -> Iterator[str]:
     for due in planned.due:
-        rows = due.affected.rows if planned.tree else due.affected.unsealed
+        rows = planned.rows_of(due)
         held = f"; {due.affected.held:,} more stay, since they are held" if due.affected.held else ""
         waiting = f"; {due.affected.unsealed:,} are not sealed yet" if planned.tree and due.affected.unsealed else ""
         what = "all other events" if due.rule.pattern == "*" else due.rule.pattern

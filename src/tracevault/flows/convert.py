@@ -19,7 +19,7 @@ from tracevault.errors import MigrationError
 from tracevault.events.payload import iso_utc
 from tracevault.flows import Flow, Query
 from tracevault.flows.migrate import Plan, plan
-from tracevault.flows.partitions import Layout, look
+from tracevault.flows.partitions import LOCK_TIMEOUT, Layout, look
 from tracevault.schema import guards
 from tracevault.schema.comparison import companion
 from tracevault.schema.ddl import create_index
@@ -32,7 +32,6 @@ from tracevault.schema.rights import tenant_view
 _MARGIN = timedelta(days=1)
 # An event that claims to happen later than this is a mistake, and no cutoff is put behind it.
 _LATEST = timedelta(days=400)
-_LOCK_TIMEOUT = "500ms"
 
 # For $1, the table's quoted name, $2, the name of our view: what cannot be taken along, and would be lost silently.
 _OBSTACLES = f"""
@@ -119,7 +118,6 @@ class Conversion:
 
     table: str
     by: Interval
-    cutoff: datetime | None
     stages: tuple[Stage, ...]
 
 
@@ -134,7 +132,7 @@ def conversion(table: str, by: Interval, at: datetime | None = None) -> Flow[Con
     if layout is None or not table_plan.state.exists:
         raise MigrationError(f"table `{table}` does not exist: `tracevault migrate --partition {by}` makes it")
     if layout.kind == "p":
-        return Conversion(table, by, None, ())
+        return Conversion(table, by, ())
     if table_plan.changes:
         raise MigrationError(f"table `{table}` is not up to date: run `tracevault migrate --table {table}` first")
     yield from _check_obstacles(layout)
@@ -155,7 +153,7 @@ def conversion(table: str, by: Interval, at: datetime | None = None) -> Flow[Con
             together=True,
         ),
     ]
-    return Conversion(table, by, cutoff, tuple(stage for stage in stages if stage.statements))
+    return Conversion(table, by, tuple(stage for stage in stages if stage.statements))
 
 
 def drop_cutoff(table: str) -> Flow[None]:
@@ -246,7 +244,7 @@ def _check_stages(layout: Layout, name: str, condition: str, found: str | None, 
         statements.append(f'ALTER TABLE {table} ADD CONSTRAINT "{name}" CHECK {condition} NOT VALID')
         yield Stage(
             "say that the old table has what is before the cutoff",
-            (f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'", *statements),
+            (f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", *statements),
             together=True,
         )
     if found != condition or not checked:
@@ -264,7 +262,7 @@ def _swap(
         for index in (*PARTITIONED_INDEXES, *PAYLOAD_INDEXES)
         if index is _ID_INDEX or index.name(table) in table_plan.state.indexes
     ]
-    yield f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"
+    yield f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
     # The view first: whoever reads it holds it while he waits for the table.
     if view:
         yield f"LOCK TABLE {layout.beside(tenant_view(table))} IN ACCESS EXCLUSIVE MODE"

@@ -26,10 +26,15 @@ class Hold(NamedTuple):
     released_by: str | None
 
 
+def holds_exist() -> Flow[bool]:
+    """Whether there is a table of holds."""
+    found = yield Query("SELECT to_regclass($1) IS NOT NULL", (HOLDS,))
+    return bool(found.rows[0][0])
+
+
 def make_holds() -> Flow[None]:
     """Make the table of holds, if it is missing."""
-    found = yield Query("SELECT to_regclass($1) IS NOT NULL", (HOLDS,))
-    if not found.rows[0][0]:
+    if not (yield from holds_exist()):
         yield Query(STATEMENT)
 
 
@@ -46,8 +51,7 @@ def place(table: str, id_: UUID, given: dict[str, Any], reason: str) -> Flow[Non
 
 def holds(table: str, *, released: bool = False) -> Flow[list[Hold]]:
     """Return the holds on a table, the newest first; those that are released only if asked for."""
-    exists = yield Query("SELECT to_regclass($1) IS NOT NULL", (HOLDS,))
-    if not exists.rows[0][0]:
+    if not (yield from holds_exist()):
         return []
     found = yield Query(
         f"SELECT {', '.join(_COLUMNS)} FROM {HOLDS} WHERE table_name = $1 AND ($2 OR released_at IS NULL) "

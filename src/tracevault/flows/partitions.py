@@ -24,7 +24,7 @@ from tracevault.schema.partitions import (
 )
 
 # Whoever waits for a lock makes writers wait: no longer than this.
-_LOCK_TIMEOUT = "500ms"
+LOCK_TIMEOUT = "500ms"
 # Of the default partition no more months than this are made into partitions at once, or a wrong clock makes thousands.
 MOST_STRAYED = 240
 
@@ -108,7 +108,7 @@ def strayed(layout: Layout, by: Interval) -> Flow[list[Range]]:
         return []
     found = yield Query(
         "SELECT DISTINCT extract(year FROM month)::int, extract(month FROM month)::int, extract(day FROM month)::int "
-        f"FROM (SELECT date_trunc($1, occurred_at AT TIME ZONE 'UTC') AS month FROM {_sql(default)} "
+        f"FROM (SELECT date_trunc($1, occurred_at AT TIME ZONE 'UTC') AS month FROM {default.sql} "
         "WHERE occurred_at >= '0002-01-01Z' AND occurred_at < '9990-01-01Z') AS months ORDER BY 1, 2, 3 LIMIT $2",
         (by, MOST_STRAYED),
     )
@@ -116,10 +116,6 @@ def strayed(layout: Layout, by: Interval) -> Flow[list[Range]]:
     for year, month, day in found.rows:
         ranges += missing(layout.partitions, by, datetime(year, month, day, tzinfo=UTC), 1)
     return ranges
-
-
-def _sql(found: Partition) -> str:
-    return f'"{found.schema.replace(chr(34), chr(34) * 2)}"."{found.name}"'
 
 
 def make(layout: Layout, by: Interval, wanted: Range, most: int | None = None) -> Flow[int]:
@@ -151,7 +147,7 @@ def _make_table(layout: Layout, name: str) -> Flow[str]:
         raise MigrationError(
             f"table `{layout.table}` needs another partition, whose name {new} a relation has that is none: rename that"
         )
-    yield Query(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    yield Query(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
     like = "INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING STORAGE"
     yield Query(f"CREATE TABLE {new} (LIKE {layout.beside(layout.table)} {like})")
     if not layout.owned:
@@ -169,7 +165,7 @@ def _attach(layout: Layout, new: str, bounds: str) -> Flow[None]:
 def _refuse_long_move(layout: Layout, default: Partition, wanted: Range, most: int) -> Flow[None]:
     found = yield Query(
         "SELECT count(*) FROM "
-        f"(SELECT FROM {_sql(default)} WHERE occurred_at >= $1 AND occurred_at < $2 LIMIT $3) AS moving",
+        f"(SELECT FROM {default.sql} WHERE occurred_at >= $1 AND occurred_at < $2 LIMIT $3) AS moving",
         (wanted.start, wanted.end, most + 1),
     )
     if found.rows[0][0] > most:
@@ -182,13 +178,13 @@ def _refuse_long_move(layout: Layout, default: Partition, wanted: Range, most: i
 
 def _move(layout: Layout, default: Partition, new: str, wanted: Range) -> Flow[int]:
     """Move what belongs to a new partition out of the default one: the same rows, as they were stored and sealed."""
-    yield Query(f"LOCK TABLE {_sql(default)} IN ACCESS EXCLUSIVE MODE")
+    yield Query(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE")
     if not layout.owned:
         yield Query(f"SET LOCAL ROLE {layout.owner}")
     # The guards let the owner pass who says that he means it.
     yield Query(f"SELECT set_config('{guards.CUSTODY}', 'on', true)")
     done = yield Query(
-        f"WITH moved AS (DELETE FROM {_sql(default)} WHERE occurred_at >= $1 AND occurred_at < $2 "
+        f"WITH moved AS (DELETE FROM {default.sql} WHERE occurred_at >= $1 AND occurred_at < $2 "
         f"RETURNING {layout.columns}), stored AS "
         f"(INSERT INTO {new} ({layout.columns}) SELECT * FROM moved RETURNING 1) SELECT count(*) FROM stored",
         (wanted.start, wanted.end),

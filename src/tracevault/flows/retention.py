@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from tracevault.errors import MigrationError
 from tracevault.flows import Flow, Query
 from tracevault.flows.custody import Affected, affected
+from tracevault.flows.holds import holds_exist
 from tracevault.flows.partitions import Layout, look
 from tracevault.flows.seal import Tree
 from tracevault.schema import guards
 from tracevault.schema.custody import OURS
-from tracevault.schema.holds import HOLDS, is_held
+from tracevault.schema.holds import is_held
 from tracevault.schema.retention import FOREVER, Rule, condition
 
 _BEFORE = """
@@ -48,7 +49,11 @@ class Retention(NamedTuple):
     @property
     def rows(self) -> int:
         """How many rows can go now."""
-        return sum(due.affected.rows if self.tree else due.affected.unsealed for due in self.due)
+        return sum(self.rows_of(due) for due in self.due)
+
+    def rows_of(self, due: Due) -> int:
+        """Return how many rows can go now by one rule."""
+        return due.affected.rows if self.tree else due.affected.unsealed
 
 
 def retention(table: str, tree: Tree | None, known: Sequence[Rule]) -> Flow[Retention]:
@@ -86,8 +91,7 @@ def _placed(clause: str, params: Sequence[Any], first: int = 1) -> str:
 
 def _held(table: str) -> Flow[str]:
     """Return the condition that a row is held; a table that was never sealed may have no holds."""
-    found = yield Query("SELECT to_regclass($1) IS NOT NULL", (HOLDS,))
-    return is_held(f"'{table}'") if found.rows[0][0] else "false"
+    return is_held(f"'{table}'") if (yield from holds_exist()) else "false"
 
 
 def _unsealed(table: str, clause: str, params: Sequence[Any], held: str) -> Flow[Affected]:
@@ -103,20 +107,26 @@ def _drops(layout: Layout, due: Sequence[Due], known: Sequence[Rule], held: str)
     """Return the partitions of which every row goes, the empty ones as well, the oldest first."""
     if not due:
         return ()
-    clause, params = _any_due(due, known)
     latest = max(one.before for one in due)
     names = []
     for found in sorted(layout.partitions, key=lambda one: one.start):
-        if found.default or found.end > latest:
+        # The function that drops one looks for it beside the table.
+        if found.default or found.end > latest or found.schema != layout.schema:
             continue
-        result = yield Query(
-            f"SELECT NOT EXISTS (SELECT FROM {layout.beside(found.name)} AS r "
-            f"WHERE NOT {_OURS} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
-            params,
-        )
-        if result.rows[0][0]:
+        if (yield from _goes_whole(found.sql, due, known, held)):
             names.append(found.name)
     return tuple(names)
+
+
+def _goes_whole(part: str, due: Sequence[Due], known: Sequence[Rule], held: str) -> Flow[bool]:
+    """Whether every row of a partition goes, but for those of tracevault itself."""
+    clause, params = _any_due(due, known)
+    result = yield Query(
+        f"SELECT NOT EXISTS (SELECT FROM {part} AS r "
+        f"WHERE NOT {_OURS} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
+        params,
+    )
+    return bool(result.rows[0][0])
 
 
 def drop_unsealed(table: str, name: str, planned: Retention, known: Sequence[Rule]) -> Flow[int]:
@@ -127,10 +137,9 @@ def drop_unsealed(table: str, name: str, planned: Retention, known: Sequence[Rul
     layout = yield from look(table)
     assert layout is not None
     part, parent = layout.beside(name), layout.beside(table)
-    yield Query("SET LOCAL lock_timeout = '500ms'")
     yield Query(f"LOCK TABLE {part} IN ACCESS EXCLUSIVE MODE")
     held = yield from _held(table)
-    if name not in (yield from _drops(layout, planned.due, known, held)):
+    if not (yield from _goes_whole(part, planned.due, known, held)):
         return 0
     clause, params = _any_due(planned.due, known)
     goes = f"(({_placed(clause, params)}) AND NOT {held})"

@@ -26,7 +26,7 @@ MOST_AHEAD = 1000
 
 # For $1, a table's quoted name: its partitions, their bounds as text in UTC, and whether they may hold rows.
 LOOK = """
-SELECT c.relname::text, n.nspname::text, pg_get_expr(c.relpartbound, c.oid), c.relkind::text,
+SELECT c.relname::text, quote_ident(n.nspname::text), pg_get_expr(c.relpartbound, c.oid),
   (SELECT coalesce(sum(pg_relation_size(t.relid)), 0) > 0 FROM pg_partition_tree(c.oid) AS t WHERE t.isleaf),
   (SELECT coalesce(sum(nullif(l.reltuples, -1)), 0)::bigint FROM pg_partition_tree(c.oid) AS t
    JOIN pg_class AS l ON l.oid = t.relid WHERE t.isleaf),
@@ -46,7 +46,10 @@ _LENGTH = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition as the catalog shows it; the default one has all of time, and takes what the others do not."""
+    """One partition as the catalog shows it; the default one has all of time, and takes what the others do not.
+
+    ``schema`` is quoted: that of the table, unless somebody else made the partition.
+    """
 
     name: str
     schema: str
@@ -59,6 +62,11 @@ class Partition:
     """The planner's estimate."""
     size_bytes: int
 
+    @property
+    def sql(self) -> str:
+        """Its name as SQL."""
+        return f'{self.schema}."{self.name.replace(chr(34), chr(34) * 2)}"'
+
 
 @dataclass(frozen=True)
 class Range:
@@ -70,7 +78,7 @@ class Range:
 
 def partition(row: Sequence[object]) -> Partition:
     """Return the partition in one row of `LOOK`."""
-    name, schema, bounds, _kind, filled, rows, size = cast("tuple[str, str, str, str, bool, int, int]", tuple(row))
+    name, schema, bounds, filled, rows, size = cast("tuple[str, str, str, bool, int, int]", tuple(row))
     found = _BOUNDS.fullmatch(bounds)
     if found is None:
         return Partition(name, schema, BEGINNING, END, True, filled, rows, size)

@@ -34,10 +34,6 @@ class Rule:
         """What the names begin with; None for a rule of one name."""
         return self.pattern[:-1] if self.pattern.endswith("*") else None
 
-    def covers(self, event: str) -> bool:
-        """Whether the pattern fits a name."""
-        return event == self.pattern if self.prefix is None else event.startswith(self.prefix)
-
     @property
     def weight(self) -> tuple[bool, int]:
         """The rule of the greatest weight decides."""
@@ -69,16 +65,6 @@ def rules(retain: object, field: str = "retain") -> tuple[Rule, ...]:
             )
         found.append(Rule(pattern, FOREVER if match is None else f"{match[1]} {match[2]}{'s' * (match[1] != '1')}"))
     return tuple(sorted(found, key=lambda rule: rule.weight, reverse=True))
-
-
-def rule_of(event: str, known: Iterable[Rule]) -> Rule | None:
-    """Return the rule that decides about an event; None where none does, so that it is kept."""
-    if event in _EVER_KEPT:
-        return None
-    for rule in sorted(known, key=lambda rule: rule.weight, reverse=True):
-        if rule.covers(event):
-            return None if rule.prefix == "" and event.startswith(OURS) else rule
-    return None
 
 
 def condition(rule: Rule, known: Iterable[Rule]) -> tuple[str, tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from psycopg import Connection
 from tracevault.flows import Flow, Query
 from tracevault.flows.custody import drop_partition
 from tracevault.flows.migrate import LOCK_NOT_AVAILABLE
+from tracevault.flows.partitions import LOCK_TIMEOUT
 from tracevault.flows.retention import Retention, delete_unsealed, drop_unsealed, retention
 from tracevault.flows.seal import find_tree, tables_exist
 from tracevault.postgres.failures import Place
@@ -83,5 +84,5 @@ def _removed(connection: Connection[Any], table: str, flow: Callable[[], Flow[in
 
 def _hurried(flow: Callable[[], Flow[int]]) -> Flow[int]:
     """Whoever waits for a lock makes writers wait: no longer than this."""
-    yield Query("SET LOCAL lock_timeout = '500ms'")
+    yield Query(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
     return (yield from flow())
