@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import pytest
@@ -13,8 +13,6 @@ from tests.faults.ledger import VacuousError
 from tests.faults.supervisor import Scenario
 
 BACKLOG = 10_000
-# How often both loads are measured, in turn.
-ROUNDS = 7
 # What an interpreter that exits gives to its queue, and what it may take besides.
 DEADLINE, SLACK = 2.0, 1.5
 
@@ -64,27 +62,40 @@ def test_many_threads_and_tasks(scenario: Scenario) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_the_event_loop_is_not_held_up(scenario: Scenario) -> None:
+@pytest.mark.parametrize(("away", "rounds"), [(0.0, 7), (0.005, 3)], ids=["near", "far"])
+def test_the_event_loop_is_not_held_up(scenario: Scenario, away: float, rounds: int) -> None:
     """At 820 events a second the loop's lag is at most twice that of as much plain work of the callers.
 
-    The writers' threads cost as much again, so that at far higher rates the interpreter's lock is what is measured.
+    While the work is done another process emits as many events, so that server and machine are as busy: else a machine
+    with less than two processors to itself shows how long a thread waits for one. As in the benchmark, the better
+    quartile of the pairs decides. With a server 5 ms ``away``, a loop that waits for it cannot hide.
     """
-    victim = scenario.victim(kind="async", timeout=30.0)
-    victim.do("mix")
+    proxy = scenario.proxy()
+    proxy.delay = away
+    dsn = scenario.through(proxy) if away else scenario.dsn
+    victim, other = (scenario.victim(kind="async", timeout=30.0, dsn=dsn) for _ in range(2))
     load: dict[str, Any] = {"threads": 64, "tasks": 1000, "each": [10, 1], "seconds": 2.0}
-    victim.do("mixed", **load)
+    events = 64 * 10 + 1000
+    for each in (victim, other):
+        each.do("mix")
+        each.do("mixed", **load)
     victim.do("costs", count=200)
     costs = victim.do("costs", count=300)
     print({name: f"{seconds * 1e6:.0f} µs" for name, seconds in costs.items()})
     lags: dict[str, list[float]] = {"emit": [], "work": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, found in lags.items():
+            if name == "work":
+                other.send("mixed", **load)
             lag = victim.do("mixed", **load, costs=None if name == "emit" else costs)
+            if name == "work":
+                other.answer()
             assert lag["samples"] > 100, VacuousError(f"the loop was hardly watched: {lag}")
             found.append(lag["p99"])
-            scenario.drained(victim)
+            scenario.drained(victim if name == "emit" else other)
     for name, found in lags.items():
         print(f"{name}: p99 of the lag {median(found) * 1000:.2f} ms, of {[round(lag * 1000, 2) for lag in found]}")
-    assert victim.finish() == 0
-    assert median(lags["emit"]) <= 2 * median(lags["work"])
-    scenario.check(acknowledged=(ROUNDS + 1) * (64 * 10 + 1000) + 2000)
+    assert [victim.finish(), other.finish()] == [0, 0]
+    ratios = [emit / work for emit, work in zip(*lags.values(), strict=True)]
+    assert quantiles(ratios, n=4, method="inclusive")[0] <= 2, f"the loop is held up: {ratios}"
+    scenario.check(acknowledged=2 * (rounds + 1) * events + 2000)

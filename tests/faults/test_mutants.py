@@ -75,6 +75,21 @@ MUTANTS = {
         "test_sync_fails_once",
         "lost",
     ),
+    "an event loop stands still for each write": (
+        "engine.py",
+        [
+            (
+                "                    await self.store(self.write_one(table, prepared, place))",
+                "                    writer.store(scope, table, prepared, place)",
+            ),
+            (
+                "                await writer.store_async(scope, table, prepared)",
+                "                writer.store(scope, table, prepared, place)",
+            ),
+        ],
+        "test_the_event_loop_is_not_held_up and far",
+        "held up|hardly watched",
+    ),
     "the newest file is synced first": (
         "writer/upkeep.py",
         [

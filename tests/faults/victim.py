@@ -6,6 +6,7 @@ It reads commands, one JSON object a line, from its standard input, and reports 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import json
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -198,8 +200,12 @@ class Victim:
 
         ``hooks``: whether Python's functions of fork are run. uWSGI, which forks from C, runs none.
         """
-        # The library's own fork, called with the interpreter's lock held, as uWSGI does.
-        child: int = os.fork() if hooks else ctypes.PyDLL(None).fork()
+        if hooks:
+            child = os.fork()
+        else:
+            _wait_for_rest()
+            # The library's own fork, called with the interpreter's lock held, as uWSGI does.
+            child = ctypes.PyDLL(None).fork()
         if child:
             return child
         if count:
@@ -286,6 +292,27 @@ class Victim:
             except (tracevault.TracevaultError, psycopg.Error, OSError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.tell("A", json.dumps(answer))
+
+
+def _wait_for_rest() -> None:
+    """Wait until no other thread of this process runs.
+
+    One that waits for the interpreter's lock while C forks leaves that lock unusable in the child: its first new
+    thread hangs, whatever the libraries. Only Python's functions of fork could mend it.
+    """
+    before: dict[str, str] | None = None
+    while before != (before := _ran()):
+        time.sleep(0.05)
+
+
+def _ran() -> dict[str, str]:
+    """Return how long each other thread of this process has run."""
+    ran = {}
+    for task in Path("/proc/self/task").iterdir():
+        if task.name != str(threading.get_native_id()):
+            with contextlib.suppress(OSError):  # it has ended
+                ran[task.name] = (task / "schedstat").read_text()
+    return ran
 
 
 async def _awaited(awaitable: Any) -> Any:
