@@ -87,7 +87,7 @@ def server(request: pytest.FixtureRequest, running: Callable[[str], str]) -> str
     return running(request.param)
 
 
-def _database(server: str, template: str) -> Iterator[str]:
+def database(server: str, template: str) -> Iterator[str]:
     name = f"t{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
@@ -99,13 +99,13 @@ def _database(server: str, template: str) -> Iterator[str]:
 @pytest.fixture
 def dsn(server: str) -> Iterator[str]:
     """Connection string of an empty database of the test's own."""
-    yield from _database(server, "template0")
+    yield from database(server, "template0")
 
 
 @pytest.fixture
 def ready_dsn(server: str) -> Iterator[str]:
     """Connection string of a database of the test's own, with audit_logs and audit_user_events in it."""
-    yield from _database(server, TEMPLATE)
+    yield from database(server, TEMPLATE)
 
 
 @pytest.fixture(params=["blocking", "async"])

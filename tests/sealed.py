@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,20 @@ class Sealed:
     def close(self) -> None:
         self.publisher.close(5)
         self.sealer.close()
+
+
+class Sealing:
+    """A sealer at work in the background, as pruning and erasing need one."""
+
+    def __init__(self, log: Sealed) -> None:
+        self._sealer = log.another()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sealer.run, args=(self._stop, 0.05))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sealer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import rows
 from tests.faces import OpenVault
-from tests.sealed import Sealed
+from tests.sealed import Sealed, Sealing
 from tests.test_cli import Cli, cli
 from tracevault import Tracevault, Verdict
 
@@ -43,23 +42,6 @@ def fill(dsn: str, count: int = 30) -> list[str]:
             for number in range(count)
         )
     return [str(receipt.id) for receipt in receipts]
-
-
-class Sealing:
-    """A sealer at work in the background, as `prune` and `erase` need one."""
-
-    def __init__(self, log: Sealed) -> None:
-        self._sealer = log.another()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sealer.run, args=(self._stop, 0.05))
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sealer.close()
 
 
 def payloads(dsn: str) -> str:

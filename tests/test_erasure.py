@@ -11,10 +11,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import rows
-from tests.sealed import Sealed
+from tests.sealed import Sealed, Sealing
 from tests.test_background import REFUSE_BAD, down, wait_for
 from tests.test_cli import Cli, cli
-from tests.test_custody import Sealing
 from tests.test_spool import victim
 from tracevault import DirectoryKeyStore, Tracevault, UndeliveredError, Verdict
 from tracevault.events.data_key import subject_of

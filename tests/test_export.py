@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import rows
-from tests.sealed import NAME, Sealed
+from tests.sealed import NAME, Sealed, Sealing
 from tests.test_cli import Cli, cli, command, environment
-from tests.test_custody import Sealing, fill
+from tests.test_custody import fill
 from tracevault import ConfigError, Report, SealError, Tracevault, Verdict, verify_export
 from tracevault.sealing.anchors import parse_anchor
 from tracevault.sealing.publisher import Publisher

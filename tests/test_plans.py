@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import TEMPLATE, _database
+from tests.conftest import TEMPLATE, database
 from tests.rows import fill
 from tracevault.flows import Query
 from tracevault.flows import tail as tail_flow
@@ -58,7 +58,7 @@ BY_TIME: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def connection(running: Any) -> Iterator[psycopg.Connection[Any]]:
     server = running("18")
-    for dsn in _database(server, TEMPLATE):
+    for dsn in database(server, TEMPLATE):
         with psycopg.connect(dsn, autocommit=True) as link:
             fill(link, COUNT)
             migrate(link, migration_plan(link, ["audit_logs"], payloads=True), lambda _change: None, payloads=True)

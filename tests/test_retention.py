@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import rows
 from tests.newest import server
-from tests.sealed import Sealed
+from tests.sealed import Sealed, Sealing
 from tests.test_cli import Cli, cli
-from tests.test_custody import Sealing
 from tests.test_guards import faults
 from tests.test_partitions import bounds
 from tracevault import ConfigError, Tracevault, Verdict

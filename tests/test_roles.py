@@ -16,10 +16,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest import rows
 from tests.docs.test_snippets import _PATH
 from tests.faces import OpenVault
-from tests.sealed import Sealed
+from tests.sealed import Sealed, Sealing
 from tests.servers import one_server
 from tests.test_cli import Cli, cli, findings
-from tests.test_custody import Sealing, fill
+from tests.test_custody import fill
 from tests.test_ddl import in_schema
 from tests.test_guards import INSERT, PARTITIONED
 from tracevault import DuplicateIdError, Verdict, generate_init_sql

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from tests import servers
-from tests.conftest import TEMPLATE, _database
+from tests.conftest import TEMPLATE, database
 from tracevault import AuditRecord, Tail, Tracevault
 
 pytestmark = pytest.mark.skipif("15" not in servers.VERSIONS, reason="needs Debian's PostgreSQL 15")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif("15" not in servers.VERSIONS, reason="needs Debi
 def pair(running: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     """Conninfos of one database on a primary, and on its standby."""
     primary = running("15")
-    for dsn in _database(primary, TEMPLATE):
+    for dsn in database(primary, TEMPLATE):
         name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
         with servers.standby(primary) as copy:
             yield dsn, make_conninfo(copy, dbname=str(name))

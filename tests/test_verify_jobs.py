@@ -21,9 +21,9 @@ from psycopg.conninfo import make_conninfo
 
 from tests.conftest import rows
 from tests.faces import OpenVault
-from tests.sealed import Sealed
+from tests.sealed import Sealed, Sealing
 from tests.test_cli import Cli, cli
-from tests.test_custody import Sealing, fill
+from tests.test_custody import fill
 from tracevault import ConfigError, DriverError, Report, Verdict
 from tracevault.flows.seal import find_tree
 from tracevault.integrity.report import Problem

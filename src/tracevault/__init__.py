@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tracevault.errors import (
+    ArchiveError,
     ConfigError,
     DriverError,
     DuplicateIdError,
@@ -91,6 +92,7 @@ __all__ = [
     "DOCUMENTED_SEVERITY_LEVELS",
     "SEVERITIES_FOR_ERRORS_ONLY_FILTER",
     "Actor",
+    "ArchiveError",
     "AsyncQuery",
     "AsyncScope",
     "AsyncTail",

@@ -158,6 +158,10 @@ class SealError(TracevaultError):
     """The log cannot be sealed: keys, rights or tables are missing, or an anchor contradicts the database."""
 
 
+class ArchiveError(TracevaultError):
+    """An archive cannot be read or written, or holds something else than it should."""
+
+
 class RollbackError(SealError):
     """ROLLBACK DETECTED: the database does not extend what was signed before, so nothing more is signed.
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tracevault import ConfigError, QueryError, TracevaultError, ValidationError, __version__
+from tracevault.cli.archive import archive, restore
 from tracevault.cli.bench import bench
 from tracevault.cli.catalog import catalog
 from tracevault.cli.completion import completion
@@ -95,7 +96,7 @@ for _command in (
     *(migrate, partitions, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
     *(export, import_events, push),
-    *(retention, hold, prune, erase),
+    *(retention, hold, archive, restore, prune, erase),
     *(catalog, lint, init_sql, sql_path, bench, completion),
 ):
     tracevault.add_command(_command)

@@ -20,7 +20,7 @@ from tracevault.sealing.jobs import MOST_JOBS
 from tracevault.sealing.offline import verify_file
 from tracevault.sealing.trust import trust_of
 from tracevault.sealing.verified import Verified
-from tracevault.sealing.verify import GRACE, origin_of, verify
+from tracevault.sealing.verify import GRACE, Progress, origin_of, verify
 
 _STYLES = {
     Verdict.OK: "bold green",
@@ -57,6 +57,7 @@ _SHOWN = 20
     type=click.Path(path_type=Path),
     help="verify a file that `tracevault export --verifiable` has written; no database is asked",
 )
+@click.option("--archive", metavar="PLACE", help="verify what `tracevault archive` has written; no database is asked")
 @click.option(
     "--state",
     metavar="FILE",
@@ -88,6 +89,8 @@ def verify_command(
     keys: tuple[str, ...],
     anchors: tuple[str, ...],
     exported: Path | None,
+    archive: str | None,
+    *,
     state: Path | None,
     full: bool,
     grace: float,
@@ -103,11 +106,16 @@ def verify_command(
     Exit 0 OK, 1 tampered, 3 could not be checked, 4 consistent but not anchored, 5 rows wait too long to be sealed or
     signed.
     """
-    if exported is not None:
-        if dsn is not None or state is not None or full or jobs is not None:
-            raise click.UsageError("--export takes no --dsn, --state, --full or --jobs: it is looked at as it stands")
+    if exported is not None or archive is not None:
+        if dsn is not None or state is not None or full or jobs is not None or (exported and archive):
+            raise click.UsageError(
+                "--export and --archive take no --dsn, --state, --full or --jobs: each is looked at as it stands"
+            )
         with progress_bar("verifying") as progress:
-            report = verify_file(exported, keys=keys, anchors=anchors, progress=progress)
+            if exported is not None:
+                report = verify_file(exported, keys=keys, anchors=anchors, progress=progress)
+            else:
+                report = _archived(archive or "", check_table_name(table, "--table"), keys, anchors, progress)
     else:
         report = _verified(read_dsn(dsn), check_table_name(table, "--table"), keys, anchors, state, full, grace, jobs)
     if as_json or output == "json" or (output is None and not is_terminal()):
@@ -115,6 +123,13 @@ def verify_command(
     else:
         _print(report)
     ctx.exit(report.verdict.value)
+
+
+def _archived(location: str, table: str, keys: tuple[str, ...], anchors: tuple[str, ...], progress: Progress) -> Report:
+    from tracevault.archive.store import Store  # noqa: PLC0415 - they need an extra
+    from tracevault.archive.verify import verify_archive  # noqa: PLC0415
+
+    return verify_archive(Store(location, table), keys=keys, anchors=anchors, progress=progress)
 
 
 def _verified(
@@ -170,7 +185,7 @@ def _summary(report: Report) -> str:
             leaves = number(report.anchor.size, "leaf", "leaves")
             return f"nothing was changed up to a checkpoint of {leaves} kept outside{since}"
         case Verdict.CONSISTENT:
-            return "nothing in the database contradicts itself; no checkpoint from outside was compared"
+            return "nothing in it contradicts itself; no checkpoint from outside was compared"
         case Verdict.INCOMPLETE:
             if report.oldest_unsigned_seconds > report.oldest_unsealed_seconds:
                 leaves, waits = number(report.unsigned, "leaf", "leaves"), span(report.oldest_unsigned_seconds)
@@ -195,6 +210,10 @@ def _lines(report: Report) -> Iterator[str]:
     rows += "".join(
         f", {count:,} {what}" for count, what in ((report.erased, "erased"), (report.pruned, "pruned")) if count
     )
+    if not report.origin:
+        yield f"{report.table}: {number(report.unsealed, 'row')} in files as their manifests say; nobody sealed them"
+        yield f"took {report.seconds:,.1f} s"
+        return
     yield f"{report.table} is the log {report.origin} with {number(report.size, 'leaf', 'leaves')}: {rows}"
     if report.anchor is not None:
         later = report.size - report.anchor.size
@@ -206,8 +225,8 @@ def _lines(report: Report) -> Iterator[str]:
     if report.unsigned:
         yield f"{number(report.unsigned, 'leaf', 'leaves')} not signed yet"
     if report.unsealed and report.verdict is not Verdict.INCOMPLETE:
-        waits = span(report.oldest_unsealed_seconds)
-        yield f"{number(report.unsealed, 'row')} not sealed yet, the oldest waits for {waits}"
+        waits = f", the oldest waits for {span(age)}" if (age := report.oldest_unsealed_seconds) else ""
+        yield f"{number(report.unsealed, 'row')} not sealed{' yet' if waits else ''}{waits}"
     yield f"took {report.seconds:,.1f} s"
 
 

@@ -144,6 +144,11 @@ class Growth:
         self._start = self.size
 
 
+def subtree_root(hashes: bytes) -> bytes:
+    """Return the root of a full tile, which stands in the tile above it."""
+    return _parents(hashes, _HEIGHT)
+
+
 def tile_reader(fetch: TileFetcher, size: int) -> HashReader:
     """Return a reader of the tree of ``size`` leaves for the functions of `merkle`.
 

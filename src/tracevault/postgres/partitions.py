@@ -23,7 +23,7 @@ from tracevault.flows.partitions import Layout, ahead, interval, look, make, mak
 from tracevault.postgres.failures import Place, translated
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import PATIENCE, patiently
-from tracevault.schema.partitions import AHEAD, Range
+from tracevault.schema.partitions import AHEAD, Range, floor, following, interval_of, missing
 
 _log = logging.getLogger("tracevault")
 _PLACE = Place("making partitions")
@@ -100,6 +100,24 @@ def ensure(
             announce(Made(stretch, moved))
     if layout.default is None:
         _ensured(connection, table, partial(make_default, layout), patience)
+
+
+def ensure_between(connection: Connection[Any], table: str, start: datetime, end: datetime) -> None:
+    """Make what is missing for the time from ``start`` to before ``end``, each partition in its own transaction.
+
+    Nothing happens to a table that is not partitioned, or whose partitions follow no interval.
+    """
+    layout = layout_of(connection, table)
+    by = interval_of(layout.partitions)
+    if by is None:
+        return
+    ranges: list[Range] = []
+    moment = floor(start, by)
+    while moment < end:
+        ranges += missing(layout.partitions, by, moment, 1)
+        moment = following(moment, by)
+    for stretch in ranges:
+        _ensured(connection, table, partial(_make, table, by, stretch, None), PATIENCE)
 
 
 def _make(table: str, by: Interval, stretch: Range, most: int | None) -> Flow[int | None]:

@@ -144,7 +144,7 @@ class RowCheck:
                 self._found.add("deleted", "its row is gone, and no sealed event says so", index, _id_of(row))
                 self._found.add_gone(_id_of(row), index)
             return False
-        place, (data, meta, event) = _fields(row, _ROW + 1, 3)
+        place, (data, meta, event) = read_fields(row, _ROW + 1, 3)
         computed = self._encoder.hash(row, place, (data, meta))
         if computed != stored:
             self._differs(index, row, computed, stored)
@@ -166,7 +166,7 @@ class RowCheck:
         return False
 
     def _has_payload(self, row: bytes, place: int) -> bool:
-        _, values = _fields(row, place, len(READ))
+        _, values = read_fields(row, place, len(READ))
         return any(value is not None for value in values[-3:])  # the salt and both payloads
 
     def _unlist(self, first: int, end: int, start: int, hashes: bytes) -> None:
@@ -202,11 +202,11 @@ def leaf_hashes(
 def leaf_row(row: bytes) -> tuple[int, UUID, int, int, tuple[bytes | None, ...]]:
     """Return of a row of `rows_sql`: the index, the id, what there is of the row, where it begins, and commitments."""
     _, index = _INDEX.unpack_from(row, _COUNT)
-    place, (data, meta, _event) = _fields(row, _ROW + 1, 3)
+    place, (data, meta, _event) = read_fields(row, _ROW + 1, 3)
     return index, _id_of(row), row[_ROW], place, (data, meta)
 
 
-def _fields(row: bytes, place: int, count: int) -> tuple[int, list[bytes | None]]:
+def read_fields(row: bytes, place: int, count: int) -> tuple[int, list[bytes | None]]:
     """Return ``count`` fields of a tuple of binary COPY, and the place after them."""
     fields: list[bytes | None] = []
     for _ in range(count):

@@ -1,0 +1,249 @@
+"""``tracevault archive`` and ``tracevault restore``: old events to where they cost little, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from psycopg import Connection
+
+from tracevault import ArchiveError, ValidationError
+from tracevault.cli.connect import connection, vault, write_dsn
+from tracevault.cli.custody import operator, state_events
+from tracevault.cli.options import dsn_option, seconds, table_option
+from tracevault.cli.output import number, progress_bar
+from tracevault.config import check_table_name
+from tracevault.events.payload import iso_utc
+from tracevault.events.rules import moment
+from tracevault.flows.archive import Seen, archived, archived_unsealed, delete_archived, emptied
+from tracevault.flows.custody import Affected
+from tracevault.flows.retention import Retention
+from tracevault.flows.seal import find_tree, tables_exist
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run
+from tracevault.schema.custody import PRUNED
+from tracevault.schema.position import Snapshot
+from tracevault.sealing.retention import STEP, apply_retention
+
+if TYPE_CHECKING:
+    from tracevault.archive.manifest import ArchiveManifest
+    from tracevault.archive.store import Store
+
+ARCHIVED = "tracevault.archived"
+RESTORED = "tracevault.restored"
+_WORKING = Place("archiving")
+
+_location = click.option("--to", "location", metavar="PLACE", required=True, help="a folder, or `s3://BUCKET/PATH`")
+_keys = click.option("--key", "keys", metavar="KEY", multiple=True, help="the log's verifier key; repeatable")
+
+
+@click.command()
+@table_option
+@click.option("--before", metavar="TIME", required=True, help="archive what happened before: 2025-01-01")
+@_location
+@click.option("--verify", is_flag=True, help="read the whole archive back, and hash each row anew")
+@click.option("--detach", is_flag=True, help="verify, then remove from the table what is archived")
+@_keys
+@click.option("--reason", metavar="TEXT", help="why rows go; it stands in the event")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.option(
+    "--timeout",
+    metavar="TIME",
+    default="2m",
+    callback=seconds,
+    help="for how long to wait until the event of what goes is sealed and anchored; default: 2m",
+)
+@dsn_option("DATABASE_URL_WRITE")
+def archive(
+    dsn: str | None,
+    table: str,
+    before: str,
+    location: str,
+    verify: bool,
+    detach: bool,
+    keys: tuple[str, ...],
+    reason: str | None,
+    yes: bool,
+    timeout: float,
+) -> None:
+    """Write old events into Parquet files, with proof that they are those of the log.
+
+    Each month is one run with a manifest, whose SHA-256 an event of the log tells. What is in the archive already is
+    passed over, so it can be run again, every month or after an interruption. A sealed table's rows are compared with
+    their leaves on the way. Nothing leaves the table but with --detach; held rows and events of tracevault itself stay
+    even then. It takes the extra `archive`, and --detach the custodian's role.
+    """
+    from tracevault.archive.store import Store  # noqa: PLC0415 - they need an extra
+    from tracevault.archive.write import archive as archive_rows  # noqa: PLC0415
+
+    name, until, dsn = check_table_name(table, "--table"), moment(before, "--before"), write_dsn(dsn)
+    store = Store(location, name)
+    with connection(dsn, "archiving") as link:
+        if until > _now(link):
+            raise ValidationError("`--before` is in the future: what happens until then could not be in it")
+        with connection(dsn, "archiving") as reading, progress_bar("archived") as progress:
+            written = archive_rows(reading, name, until, store, progress)
+        _tell(dsn, name, location, written.manifests)
+        rows = sum(one.rows for one in written.manifests)
+        click.echo(f"{number(rows, 'row')} of {number(len(written.manifests), 'month')} archived to {location}")
+        if written.left_out:
+            click.echo(f"{number(written.left_out, 'row')} left out, since no checkpoint covers them yet", err=True)
+        if verify or detach:
+            _verify(store, keys)
+        if detach:
+            _detach(link, dsn, name, store, until, reason, yes=yes, timeout=timeout)
+
+
+@click.command()
+@table_option
+@click.option("--from", "location", metavar="PLACE", required=True, help="a folder, or `s3://BUCKET/PATH`")
+@click.option("--since", metavar="TIME", help="only what happened from then on")
+@click.option("--before", metavar="TIME", help="only what happened before")
+@_keys
+@dsn_option("DATABASE_URL_WRITE")
+def restore(
+    dsn: str | None, table: str, location: str, since: str | None, before: str | None, keys: tuple[str, ...]
+) -> None:
+    """Store archived events in their table again, as they were: their leaves and proofs are theirs again.
+
+    What is restored is verified first. Events that are in the table already are passed over. It takes the role of the
+    table's owner; `tracevault retention` removes them again where they are older than they are to be kept.
+    """
+    from tracevault.archive.restore import restore as restore_rows  # noqa: PLC0415 - they need an extra
+    from tracevault.archive.store import Store  # noqa: PLC0415
+
+    name, dsn = check_table_name(table, "--table"), write_dsn(dsn)
+    first, end = (None if text is None else moment(text, option) for text, option in _bounds(since, before))
+    store = Store(location, name)
+    wanted = [
+        one for one in store.manifests() if (first is None or one.end > first) and (end is None or one.start < end)
+    ]
+    if not wanted:
+        raise ArchiveError(f"{location} has nothing of table `{name}` from that time")
+    _verify(store, keys, wanted)
+    with connection(dsn, "restoring") as link, progress_bar("restored") as progress:
+        stored = restore_rows(link, name, store, wanted, first, end, progress)
+    if stored:
+        said = {"rows": stored, "location": location, "manifests": [one.sha256 for one in wanted]}
+        with vault(dsn, name) as audit:
+            audit.emit(RESTORED, data=said, meta=operator())
+    click.echo(f"{number(stored, 'row')} restored")
+
+
+def _bounds(since: str | None, before: str | None) -> list[tuple[str | None, str]]:
+    return [(since, "--since"), (before, "--before")]
+
+
+def _now(link: Connection[Any]) -> datetime:
+    found = link.execute("SELECT clock_timestamp()").fetchone()
+    assert found is not None
+    now: datetime = found[0]
+    return now
+
+
+def _tell(dsn: str, table: str, location: str, manifests: Sequence[ArchiveManifest]) -> None:
+    """Emit an event for each manifest: so the log itself says what is archived."""
+    if not manifests:
+        return
+    with vault(dsn, table) as audit:
+        for one in manifests:
+            said = {
+                "from": iso_utc(one.start),
+                "before": iso_utc(one.end),
+                "rows": one.rows,
+                "location": location,
+                "manifest": one.path,
+                "sha256": one.sha256,
+            }
+            audit.emit(ARCHIVED, data=said, meta=operator())
+
+
+def _verify(store: Store, keys: Sequence[str], manifests: Sequence[ArchiveManifest] | None = None) -> None:
+    from tracevault.archive.verify import verify_archive  # noqa: PLC0415 - it needs an extra
+
+    with progress_bar("verified") as progress:
+        report = verify_archive(store, keys=keys, manifests=manifests, progress=progress)
+    if report.problems:
+        first, count = report.problems[0], len(report.problems) + report.problems_left_out
+        raise ArchiveError(
+            f"the archive is not as it should be: {number(count, 'thing')}, the first: {first.detail}; "
+            f"`tracevault verify --archive {store.location}` tells all"
+        )
+    plain = f", {number(report.unsealed, 'row')} that nobody sealed" if report.unsealed else ""
+    click.echo(f"verified: {number(report.checked + report.erased, 'row')} as sealed{plain}", err=True)
+
+
+# -------------------------------------------------------------------------------------------------- detach
+
+
+def _detach(
+    link: Connection[Any],
+    dsn: str,
+    table: str,
+    store: Store,
+    until: datetime,
+    reason: str | None,
+    *,
+    yes: bool,
+    timeout: float,
+) -> None:
+    """Remove from the table what the archive has, and an event says so first."""
+    manifests = [one for one in store.manifests() if one.start < until]
+    tree = run(link, find_tree(table), _WORKING) if run(link, tables_exist(), _WORKING) else None
+    leaves = [
+        stretch
+        for one in manifests
+        if one.proof and tree and (one.proof.tree, one.proof.origin) == (tree.name, tree.origin)
+        for stretch in one.proof.leaves
+    ]
+    if tree is not None:
+        affected = run(link, archived(tree, leaves), _WORKING)
+        if _agreed(affected, affected.rows, yes=yes):
+            said = _said(store, manifests, None)
+            ids = state_events(dsn, table, tree, affected, PRUNED, said, reason)
+            click.echo(f"event {ids[0]} says so; waiting until that is proven", err=True)
+            with link.transaction():
+                whole = run(link, emptied(tree, affected.ranges, until), _WORKING)
+            with progress_bar("removed") as progress:
+                gone = apply_retention(link, Retention(table, tree, (), whole), (), ids, timeout, progress)
+            click.echo(f"{number(gone, 'row')} removed from the table")
+        return
+    plain = [(one, Seen(one.end, Snapshot.parse(one.snapshot))) for one in manifests if one.proof is None]
+    counts = [run(link, archived_unsealed(table, one.start, seen), _WORKING) for one, seen in plain]
+    total = Affected([], sum(one.unsealed for one in counts), sum(one.held for one in counts))
+    if not _agreed(total, total.unsealed, yes=yes):
+        return
+    data = {**_said(store, manifests, reason), "rows": total.unsealed}
+    with vault(dsn, table) as audit:
+        audit.emit(PRUNED, data=data, meta=operator())
+    gone = 0
+    with progress_bar("removed") as progress:
+        for one, seen in plain:
+            while True:
+                with link.transaction():
+                    count = run(link, delete_archived(table, one.start, seen, STEP), _WORKING)
+                gone += count
+                progress(gone, total.unsealed)
+                if count < STEP:
+                    break
+    click.echo(f"{number(gone, 'row')} removed from the table")
+
+
+def _agreed(affected: Affected, rows: int, *, yes: bool) -> bool:
+    if affected.held:
+        click.echo(f"{number(affected.held, 'archived row')} held back by legal holds", err=True)
+    if not rows:
+        click.echo("nothing of the archive is in the table", err=True)
+        return False
+    click.echo(f"{number(rows, 'archived row')} of the table will be removed from it", err=True)
+    return yes or click.confirm("Go on?", err=True)
+
+
+def _said(store: Store, manifests: Sequence[ArchiveManifest], reason: str | None) -> dict[str, Any]:
+    return {
+        "archived_to": store.location,
+        "manifests": [one.sha256 for one in manifests],
+        **({"reason": reason} if reason else {}),
+    }
