@@ -11,8 +11,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from tests import servers
-from tests.conftest import TEMPLATE, database
+from tests.conftest import TEMPLATE, database, rows
+from tests.faces import Face, opener
 from tracevault import AuditRecord, Tail, Tracevault
+from tracevault.flows import Flow, Query
+from tracevault.postgres.failures import Place
 
 pytestmark = pytest.mark.skipif("15" not in servers.VERSIONS, reason="needs Debian's PostgreSQL 15")
 
@@ -87,3 +90,54 @@ def test_pages_and_counts_on_a_standby(pair: tuple[str, str]) -> None:
         assert len(list(audit.query.iterate(event_prefix="page.", page_size=7, order="asc"))) == 30
         assert sum(b.count for b in audit.query.histogram("day", since="2020-01-01", until="2020-01-02").buckets) == 0
         assert audit.query.facets("event", since="2020-01-01", event_prefix="page.", top=1).others == 29
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_a_replica_that_is_too_far_behind_is_not_read_from(pair: tuple[str, str], kind: str) -> None:
+    primary, copy = pair
+    options = {"connection_string": primary, "read_connection_string": copy, "bootstrap": {"ensure_schema": False}}
+    opened: list[Face] = []
+    with opener(kind, opened) as open_vault:
+        fresh, any_age = open_vault(**options, max_staleness=0.4), open_vault(**options)
+        unreached = open_vault(**{**options, "read_connection_string": f"{copy} port=1"}, max_staleness=0.4)
+
+        def found(audit: Face, event: str, seconds: float = 10) -> bool:
+            deadline = time.monotonic() + seconds
+            while audit.query.count(event=event) == 0:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+            return True
+
+        # Nothing happens for a while: the replica is not behind, however old its last transaction is.
+        time.sleep(1.0)
+        fresh.emit(f"{kind}.one")
+        assert found(any_age, f"{kind}.one")
+        assert in_recovery(fresh)
+        rows(copy, "SELECT pg_wal_replay_pause()")
+        try:
+            fresh.emit(f"{kind}.two")
+            time.sleep(1.0)
+            assert not in_recovery(fresh)
+            assert fresh.query.count(event=f"{kind}.two") == 1
+            assert any_age.query.count(event=f"{kind}.two") == 0
+            assert len(list(fresh.query.iterate(event=f"{kind}.two"))) == 1
+        finally:
+            rows(copy, "SELECT pg_wal_replay_resume()")
+        assert found(any_age, f"{kind}.two")
+        time.sleep(0.5)
+        assert in_recovery(fresh)
+        assert unreached.query.count(event=f"{kind}.two") == 1
+        for vault in opened:
+            vault.close_quietly()
+
+
+def in_recovery(audit: Face) -> bool:
+    """Whether a vault reads from a replica now."""
+
+    def ask() -> Flow[bool]:
+        found = yield Query("SELECT pg_is_in_recovery()")
+        return bool(found.rows[0][0])
+
+    found: bool = audit._call(audit.vault._engine, "read", ask, Place("testing"))
+    return found

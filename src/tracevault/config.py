@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -21,7 +21,8 @@ from tracevault.errors import ConfigError
 OnFull = Literal["block", "raise", "drop_newest"]
 Interval = Literal["day", "week", "month"]
 INTERVALS: tuple[Interval, ...] = get_args(Interval)
-SCOPE_OPTIONS = ("table_name", "partition", "retain")
+_SERVER_OPTIONS = ("connection_string", "read_connection_string")
+SCOPE_OPTIONS = ("table_name", "partition", "retain", *_SERVER_OPTIONS)
 
 DEFAULT_TABLE = "audit_logs"
 MAX_TABLE_NAME = 63
@@ -64,6 +65,11 @@ class Config:
         secret=True,
         env=READ_URL,
     )
+    max_staleness: float | None = _option(
+        None,
+        "seconds that the server of `read_connection_string` may be behind, where that is a replica: if it is more, or "
+        "does not answer, the primary is read from; default: it is read from however far behind it is",
+    )
     pool: Any = _option(None, "a psycopg_pool pool of the caller's, never closed by the vault", secret=True)
     read_pool: Any = _option(None, "the same for reads; needs `pool`, which is the default", secret=True)
     default_scope: str = _option("default", "the scope of the vault's own `emit` and `query`")
@@ -71,7 +77,9 @@ class Config:
         {"default": DEFAULT_TABLE},
         'names for tables: `{"users": {"table_name": "audit_user_events"}}`, or the table name alone; with '
         '`"partition": "month"` (or `"week"`, `"day"`) the table is made in partitions; `"retain": "400 days"` is '
-        "for `tracevault retention`",
+        'for `tracevault retention`; with a `"connection_string"` of its own, and perhaps a '
+        '`"read_connection_string"`, the table is on another server',
+        secret=True,
     )
     bootstrap: Mapping[str, bool] = _option(
         {"ensure_schema": True},
@@ -171,6 +179,34 @@ class Config:
         return {name: entry if isinstance(entry, str) else entry["table_name"] for name, entry in self.scopes.items()}
 
     @property
+    def servers(self) -> list[Config]:
+        """The options for each server, with the scopes that are there; first those for the default scope's."""
+        groups: dict[tuple[str | None, str | None], dict[str, Mapping[str, Any]]] = {}
+        for name in sorted(self.scopes, key=lambda name: name != self.default_scope):  # the others keep their order
+            entry = cast("Mapping[str, Any]", self.scopes[name])
+            groups.setdefault(_server(entry), {})[name] = entry
+        return [self._at(*server, scopes) for server, scopes in groups.items()]
+
+    def _at(self, write: str | None, read: str | None, scopes: dict[str, Mapping[str, Any]]) -> Config:
+        plain = {
+            name: {option: value for option, value in entry.items() if option not in _SERVER_OPTIONS}
+            for name, entry in scopes.items()
+        }
+        default = self.default_scope if self.default_scope in scopes else next(iter(scopes))
+        if write is None:
+            return replace(self, scopes=plain, default_scope=default)
+        return replace(
+            self,
+            connection_string=write,
+            read_connection_string=read,
+            pool=None,
+            read_pool=None,
+            writer_connect=None,
+            scopes=plain,
+            default_scope=default,
+        )
+
+    @property
     def retain(self) -> dict[str, object]:
         """How long events are kept by table name, as the scopes say it; of several scopes of a table the last one."""
         entries = [entry for entry in self.scopes.values() if not isinstance(entry, str)]
@@ -179,7 +215,7 @@ class Config:
     @property
     def partitions(self) -> dict[str, Interval]:
         """The interval of its partitions by table name, of tables that are to have some."""
-        return {table: cast("Interval", min(intervals)) for table, intervals in _intervals(self).items()}
+        return {table: cast("Interval", min(intervals)) for (_, table), intervals in _intervals(self).items()}
 
 
 def config_from(options: Mapping[str, Any]) -> Config:
@@ -290,12 +326,6 @@ def _check_connections(config: Config) -> None:
         # The value is not shown: it may hold a password.
         if value is not None and (not isinstance(value, str) or not value.strip()):
             raise ConfigError(f"`{name}` must be a PostgreSQL URL or key=value string, not blank", field=name)
-    if config.connection_string is None and config.pool is None:
-        raise ConfigError(
-            "`connection_string` is missing: pass a PostgreSQL URL, a `pool`, or `embedded:` to try tracevault on "
-            "a database of its own in ./.tracevault",
-            field="connection_string",
-        )
     if config.read_pool is not None and config.pool is None:
         raise ConfigError("`read_pool` needs `pool`: pass both, or connection strings", field="read_pool")
     read = config.read_connection_string
@@ -339,6 +369,7 @@ def _check_scopes(config: Config) -> None:
             checked["retain"] = entry["retain"]
         if "partition" in entry:
             checked["partition"] = check_interval(entry["partition"], f"scopes.{name}.partition")
+        checked |= _checked_server(entry, f"scopes.{name}")
         scopes[name] = checked
     if config.default_scope not in scopes:
         raise ConfigError(
@@ -346,7 +377,8 @@ def _check_scopes(config: Config) -> None:
             field="default_scope",
         )
     _set(config, "scopes", MappingProxyType(scopes))
-    for table, intervals in _intervals(config).items():
+    _check_servers(config, scopes)
+    for (_, table), intervals in _intervals(config).items():
         if len(intervals) > 1:
             raise ConfigError(
                 f"`scopes`: table `{table}` would be partitioned by {' and by '.join(sorted(intervals))}",
@@ -354,13 +386,58 @@ def _check_scopes(config: Config) -> None:
             )
 
 
-def _intervals(config: Config) -> dict[str, set[str]]:
-    """Return what scopes say of the partitions of each table; several scopes may share one."""
-    found: dict[str, set[str]] = {}
+def _server(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return where a scope's own strings lead; None for those of the vault."""
+    return entry.get("connection_string"), entry.get("read_connection_string")
+
+
+def _checked_server(entry: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return a scope's own connection strings."""
+    found = {}
+    for name in _SERVER_OPTIONS:
+        value = entry.get(name)
+        if name in entry:
+            # The value is not shown: it may hold a password.
+            if not isinstance(value, str) or not value.strip():
+                raise ConfigError(
+                    f"`{where}.{name}` must be a PostgreSQL URL or key=value string, not blank", field=f"{where}.{name}"
+                )
+            found[name] = value
+    if "read_connection_string" in found and "connection_string" not in found:
+        raise ConfigError(
+            f"`{where}.read_connection_string` needs a `connection_string` of the scope's own",
+            field=f"{where}.read_connection_string",
+        )
+    return found
+
+
+def _check_servers(config: Config, scopes: Mapping[str, Any]) -> None:
+    servers = {_server(entry) for entry in scopes.values()}
+    if (None, None) in servers and config.connection_string is None and config.pool is None:
+        raise ConfigError(
+            "`connection_string` is missing: pass a PostgreSQL URL, a `pool`, or `embedded:` to try tracevault on "
+            "a database of its own in ./.tracevault",
+            field="connection_string",
+        )
+    places: dict[str, set[Any]] = {}
+    for entry in scopes.values():
+        places.setdefault(entry["table_name"], set()).add(_server(entry))
+    twice = [table for table, where in places.items() if len(where) > 1]
+    if config.seal is not None and twice:
+        raise ConfigError(
+            f"`scopes`: the table `{twice[0]}` is on two servers, and with `seal` two logs would have one name: give "
+            "them different table names",
+            field="scopes",
+        )
+
+
+def _intervals(config: Config) -> dict[tuple[Any, str], set[str]]:
+    """Return what scopes say of the partitions of each server's tables; several scopes may share one."""
+    found: dict[tuple[Any, str], set[str]] = {}
     for entry in config.scopes.values():
         assert isinstance(entry, Mapping)
         if "partition" in entry:
-            found.setdefault(entry["table_name"], set()).add(entry["partition"])
+            found.setdefault((_server(entry), entry["table_name"]), set()).add(entry["partition"])
     return found
 
 
@@ -513,6 +590,17 @@ def _check_numbers(config: Config) -> None:
             )
 
 
+def _check_staleness(config: Config) -> None:
+    value = config.max_staleness
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.1 <= value <= 86_400:
+        raise ConfigError(
+            f"`max_staleness` must be a number of seconds from 0.1 to 86,400, got {_shown(value)}",
+            field="max_staleness",
+        )
+
+
 def _check_spool(config: Config) -> None:
     if config.spool is None:
         if config.on_unavailable == "spool":
@@ -568,6 +656,7 @@ _CHECKS = cast(
         _check_flags,
         _check_callables,
         _check_numbers,
+        _check_staleness,
         _check_spool,
         _check_seal,
     ),

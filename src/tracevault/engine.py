@@ -40,6 +40,7 @@ from tracevault.events.prepare import Prepared, Settings
 from tracevault.events.record import AuditRecord
 from tracevault.events.rules import got, nearest, uuid
 from tracevault.flows import Flow, Query
+from tracevault.flows.staleness import behind, has_more
 from tracevault.flows.tail import channel
 from tracevault.flows.write import insert, insert_many, needs_transaction
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
@@ -58,6 +59,7 @@ from tracevault.postgres.pool import (
     target_of,
     writer_connect,
 )
+from tracevault.postgres.replica import Freshness
 from tracevault.postgres.run import streamed, streamed_async
 from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
@@ -89,6 +91,7 @@ _PATIENCE = 0.2
 _SEAL_LOOK = 0.05
 _START = Place("starting")
 _LENDING = Place("lending a connection")
+_ASKING = Place("asking how far a replica is behind")
 
 
 class _PerProcess(Generic[T]):
@@ -140,7 +143,16 @@ class _Engine:
         self._connect: Callable[[], Connection[Any]]
         self._conninfo: str | None = None  # unless only the caller knows how to connect
         self._target: str | None = None
-        self._writers = _PerProcess(lambda: BackgroundWriter(config, self._connect, self._target))
+        self.unreached: DriverError | None = None
+        """Why the server could not be reached at the start."""
+        self.elsewhere: frozenset[str] = frozenset()
+        """Scopes of the same vault on other servers."""
+        self._writers = _PerProcess(
+            lambda: BackgroundWriter(config, self._connect, self._target, shared=bool(self.elsewhere))
+        )
+        self._freshness: Freshness | None = None
+        if config.max_staleness is not None and (config.read_connection_string or config.read_pool) is not None:
+            self._freshness = Freshness(config.max_staleness)
         self._direct = 0  # sync emits that are being written without the writer
         self._sealing: SealingThread | None = None
         self._keeper: Keeper | None = None
@@ -177,6 +189,22 @@ class _Engine:
         self._connect = writer_connect(self.config, conninfo)
         self._conninfo = conninfo if self.config.writer_connect is None else None
         self._target = target_of(conninfo if conninfo is not None else self.config.pool.conninfo)
+        if self.elsewhere and self._target is None and self.config.spool is not None:
+            raise ConfigError(
+                "a spool for several servers needs to know where `pool` leads: make it with a conninfo, not a function",
+                field="spool",
+            )
+
+    @contextmanager
+    def _bearing_outages(self) -> Iterator[None]:
+        """Where other servers are as well, one that cannot be reached does not stop them: its events wait for it."""
+        try:
+            yield
+        except DriverError as error:
+            if not self.elsewhere or not error.transient:
+                raise
+            self.unreached = error
+            _log.error("%s; scopes %s wait for that server, the others go on", error, ", ".join(self.tables))
 
     def _prepare_sealing(self) -> None:
         """Check keys and anchors, if the options have any, before anything is opened."""
@@ -309,6 +337,8 @@ class _Engine:
                 self._embedded.popitem()[1].release()
 
     def table_of(self, scope: str) -> str:
+        if scope in self.elsewhere:
+            raise ConfigError(f"scope `{scope}` is on another server, beyond this transaction", field="scopes")
         if scope not in self.tables:
             raise ConfigError(f"`{scope}` is not a scope of this vault; {nearest(scope, self.tables)}", field="scopes")
         return self.tables[scope]
@@ -346,6 +376,7 @@ class AsyncEngine(_Engine):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._write: AsyncPool
         self._read: AsyncPool
+        self._primary: AsyncPool  # what is read from where the replica is too far behind
         self._own_pools: list[AsyncConnectionPool[Any]] = []
         self._other_loops = _PerProcess(self._open_other_loops)
         self._abandoned: set[asyncio.Future[None]] = set()  # writes whose emit was cancelled
@@ -374,15 +405,19 @@ class AsyncEngine(_Engine):
         self._set_writer(write)
         await asyncio.to_thread(self._prepare_sealing)
         if config.pool is not None:
-            self._write = (config.pool, LastError())
+            self._write = self._primary = (config.pool, LastError())
             self._read = (config.read_pool or config.pool, LastError())
         else:
             assert write is not None and read_from is not None  # noqa: PT018
             self._write = make_pool(AsyncConnectionPool, write, timeout, write=True)
-            self._read = make_pool(AsyncConnectionPool, read_from, timeout, write=False)
+            self._read = self._primary = make_pool(AsyncConnectionPool, read_from, timeout, write=False)
             self._own_pools = [self._write[0], self._read[0]]
+            if self._freshness is not None:
+                self._primary = make_pool(AsyncConnectionPool, write, timeout, write=False)
+                self._own_pools.append(self._primary[0])
         if config.ensure_schema:
-            await self._ensure_schema(write)
+            with self._bearing_outages():
+                await self._ensure_schema(write)
         for pool in self._own_pools:
             await pool.open()
         self._writers.get()
@@ -504,13 +539,37 @@ class AsyncEngine(_Engine):
             raise TracevaultError(
                 "reads belong to the event loop that started the vault: start another vault in this loop"
             )
-        return await read_async(*self._read, flow, place, self.config.timeout, transaction=transaction)
+        return await read_async(*await self._reading(), flow, place, self.config.timeout, transaction=transaction)
+
+    async def _reading(self) -> AsyncPool:
+        """Return where to read: the replica if it is fresh enough, else the primary."""
+        freshness = self._freshness
+        if freshness is None:
+            return self._read
+        fresh = freshness.known()
+        if fresh is None:
+            fresh = freshness.note(await self._is_fresh(freshness.limit))
+        return self._read if fresh else self._primary
+
+    async def _is_fresh(self, limit: float) -> bool | None:
+        timeout = self.config.timeout
+        try:
+            found = await read_async(*self._read, behind, _ASKING, timeout, bounded=True)
+        except DriverError:
+            return None
+        if found.within(limit):
+            return True
+        try:
+            lsn = found.lsn or "0/0"
+            return not await read_async(*self._primary, partial(has_more, lsn), _ASKING, timeout, bounded=True)
+        except DriverError:
+            return False
 
     async def stream(self, query: Query, place: Place) -> AsyncGenerator[list[tuple[Any, ...]], None]:
         """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
         self.check_open()
         async with (
-            lent_async(*self._read, place, self.config.timeout) as connection,
+            lent_async(*await self._reading(), place, self.config.timeout) as connection,
             atomic_async(connection, place),
             aclosing(streamed_async(connection, query, place)) as batches,
         ):
@@ -638,6 +697,7 @@ class BlockingEngine(_Engine):
         self._write_to: str | None = None
         self._read_from: str | None = None
         self._pools = _PerProcess(self._open_pools)
+        self._primaries = _PerProcess(self._open_primary)
         self._close_lock = Lock()
 
     def start(self) -> None:
@@ -646,7 +706,8 @@ class BlockingEngine(_Engine):
             self._set_writer(self._write_to)
             self._prepare_sealing()
             if self.config.ensure_schema:
-                self._ensure_schema()
+                with self._bearing_outages():
+                    self._ensure_schema()
             self._pools.get()
             self._writers.get()
             self._start_threads()
@@ -665,6 +726,15 @@ class BlockingEngine(_Engine):
         write[0].open()
         read_[0].open()
         return write, read_
+
+    def _open_primary(self) -> Pool:
+        """Open what is read from where the replica is too far behind."""
+        if self.config.pool is not None:
+            return self.config.pool, LastError()
+        assert self._write_to is not None
+        opened = make_pool(ConnectionPool, self._write_to, self.config.timeout, write=False)
+        opened[0].open()
+        return opened
 
     def _ensure_schema(self) -> None:
         tables = list(dict.fromkeys(self.tables.values()))
@@ -732,12 +802,36 @@ class BlockingEngine(_Engine):
 
     def read(self, flow: Callable[[], Flow[T]], place: Place, *, transaction: bool = False) -> T:
         self.check_open()
-        return read(*self._pools.get()[1], flow, place, self.config.timeout, transaction=transaction)
+        return read(*self._reading(), flow, place, self.config.timeout, transaction=transaction)
+
+    def _reading(self) -> Pool:
+        """Return where to read: the replica if it is fresh enough, else the primary."""
+        freshness, replica = self._freshness, self._pools.get()[1]
+        if freshness is None:
+            return replica
+        fresh = freshness.known()
+        if fresh is None:
+            fresh = freshness.note(self._is_fresh(replica, freshness.limit))
+        return replica if fresh else self._primaries.get()
+
+    def _is_fresh(self, replica: Pool, limit: float) -> bool | None:
+        timeout = self.config.timeout
+        try:
+            found = read(*replica, behind, _ASKING, timeout, bounded=True)
+        except DriverError:
+            return None
+        if found.within(limit):
+            return True
+        try:
+            lsn = found.lsn or "0/0"
+            return not read(*self._primaries.get(), partial(has_more, lsn), _ASKING, timeout, bounded=True)
+        except DriverError:
+            return False
 
     def stream(self, query: Query, place: Place) -> Generator[list[tuple[Any, ...]], None, None]:
         """Yield the rows of one statement in batches, on a connection that is borrowed meanwhile."""
         self.check_open()
-        with lent(*self._pools.get()[1], place, self.config.timeout) as connection, atomic(connection, place):
+        with lent(*self._reading(), place, self.config.timeout) as connection, atomic(connection, place):
             yield from streamed(connection, query, place)
 
     def listener(self, table: str, closed: Event) -> Listener:
@@ -779,8 +873,9 @@ class BlockingEngine(_Engine):
                 self.writer.close(seconds)
             finally:
                 self._stop_threads(deadline - time.monotonic())
-                pools = self._pools.existing()
-                if pools is not None and self.config.pool is None:
+                primary = self._primaries.existing()
+                pools = [*(self._pools.existing() or ()), *([] if primary is None else [primary])]
+                if self.config.pool is None:
                     for pool, _ in pools:
                         pool.close(max(_PATIENCE, deadline - time.monotonic()))
                 self.release()

@@ -26,6 +26,7 @@ from tracevault.events.prepare import Batch, Prepared, awaits_no_key, prepare, p
 from tracevault.integrity.report import Report
 from tracevault.postgres.failures import Place
 from tracevault.query import AsyncQuery, AuditQuery
+from tracevault.servers import AsyncServers, Servers
 from tracevault.writer.stats import Stats
 
 if TYPE_CHECKING:
@@ -278,8 +279,8 @@ class AsyncTracevault(AsyncScope):
     def __init__(self, **options: Any) -> None:
         """Check the options; connect only when awaited or entered."""
         config = config_from(options)
-        engine = AsyncEngine(config)
-        super().__init__(engine, config.default_scope, engine.tables[config.default_scope])
+        self._servers = AsyncServers(AsyncEngine, config)
+        super().__init__(self._servers.first, config.default_scope, config.tables[config.default_scope])
         self._scopes: dict[str, AsyncScope] = {config.default_scope: self}
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -297,18 +298,19 @@ class AsyncTracevault(AsyncScope):
         await self.close()
 
     async def _start(self) -> Self:
-        await self._engine.start()
+        await self._servers.start()
         return self
 
     @property
     def scope_names(self) -> tuple[str, ...]:
         """The names of all scopes."""
-        return tuple(self._engine.tables)
+        return self._servers.names
 
     def get_scope(self, name: str) -> AsyncScope:
         """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""
         if name not in self._scopes:
-            self._scopes[name] = AsyncScope(self._engine, name, self._engine.table_of(name))
+            engine = self._servers.of(name)
+            self._scopes[name] = AsyncScope(engine, name, engine.table_of(name))
         return self._scopes[name]
 
     @asynccontextmanager
@@ -328,26 +330,26 @@ class AsyncTracevault(AsyncScope):
         Raises `UndeliveredError` if records were lost since the last report, or still wait after ``timeout``
         seconds (default: the option ``timeout``).
         """
-        await self._engine.flush(timeout)
+        await self._servers.flush(timeout)
 
     async def close(self, timeout: float | None = None) -> None:
         """Store what is queued within ``timeout`` seconds (default: the option), and let go of everything.
 
         Raises `UndeliveredError` if records were lost. May be called again, and from several places at once.
         """
-        await self._engine.close(timeout)
+        await self._servers.close(timeout)
 
     def stats(self) -> Stats:
         """Return what the vault has done in this process, and what waits. Reads no database."""
-        return self._engine.stats()
+        return self._servers.stats()
 
     async def healthcheck(self) -> bool:
         """Whether both the write and the read connection answer now; False once closed. Never raises."""
-        return await self._engine.healthcheck()
+        return await self._servers.healthcheck()
 
     def __repr__(self) -> str:
         """Show scopes and state."""
-        return repr(self._engine).replace("AsyncEngine", "AsyncTracevault")
+        return repr(self._servers)
 
 
 start_tracevault = AsyncTracevault
@@ -500,10 +502,10 @@ class Tracevault(Scope):
     def __init__(self, **options: Any) -> None:
         """Check the options, connect, and make the tables if asked to."""
         config = config_from(options)
-        engine = BlockingEngine(config)
-        super().__init__(engine, config.default_scope, engine.tables[config.default_scope])
+        self._servers = Servers(BlockingEngine, config)
+        super().__init__(self._servers.first, config.default_scope, config.tables[config.default_scope])
         self._scopes: dict[str, Scope] = {config.default_scope: self}
-        engine.start()
+        self._servers.start()
 
     def __enter__(self) -> Self:
         """Return the vault."""
@@ -518,12 +520,13 @@ class Tracevault(Scope):
     @property
     def scope_names(self) -> tuple[str, ...]:
         """Like `AsyncTracevault.scope_names`."""
-        return tuple(self._engine.tables)
+        return self._servers.names
 
     def get_scope(self, name: str) -> Scope:
         """Return the scope of this name; `ConfigError` names the nearest known one if there is none."""
         if name not in self._scopes:
-            self._scopes[name] = Scope(self._engine, name, self._engine.table_of(name))
+            engine = self._servers.of(name)
+            self._scopes[name] = Scope(engine, name, engine.table_of(name))
         return self._scopes[name]
 
     @contextmanager
@@ -534,23 +537,23 @@ class Tracevault(Scope):
 
     def flush(self, timeout: float | None = None) -> None:
         """Like `AsyncTracevault.flush`."""
-        self._engine.flush(timeout)
+        self._servers.flush(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Like `AsyncTracevault.close`."""
-        self._engine.close(timeout)
+        self._servers.close(timeout)
 
     def stats(self) -> Stats:
         """Like `AsyncTracevault.stats`."""
-        return self._engine.stats()
+        return self._servers.stats()
 
     def healthcheck(self) -> bool:
         """Like `AsyncTracevault.healthcheck`."""
-        return self._engine.healthcheck()
+        return self._servers.healthcheck()
 
     def __repr__(self) -> str:
         """Show scopes and state."""
-        return repr(self._engine).replace("BlockingEngine", "Tracevault")
+        return repr(self._servers)
 
 
 # ------------------------------------------------------------------------------------- without a vault

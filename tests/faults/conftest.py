@@ -48,6 +48,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def fault_server() -> Iterator[Server]:
     """One server for all scenarios; each leaves it as it was, apart from its own database."""
+    yield from _server()
+
+
+@pytest.fixture(scope="session")
+def other_server() -> Iterator[Server]:
+    """Another one, for what spans two."""
+    yield from _server()
+
+
+def _server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="tracevault-faults-"))
     server = Server(folder)
     try:

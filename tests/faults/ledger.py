@@ -179,24 +179,27 @@ def check(
     dsn: str,
     *,
     tables: Iterable[str] = ("audit_logs",),
+    elsewhere: Iterable[str] = (),
     dead: Iterable[str] = (),
     excused: Iterable[str] = (),
     clock: bool = True,
 ) -> Verdict:
     """Compare the ledger with the table.
 
+    ``elsewhere``: databases of other servers, which hold some of it in tables of the same names.
     ``dead``: tokens that must be kept out of the table. ``excused``: tokens whose loss the scenario allows.
     ``clock``: whether `occurred_at` must lie between the intent and the return of emit.
     """
     dead, excused, verdict = set(dead), set(excused), Verdict(replayed=ledger.total("replayed"))
     found: dict[str, list[tuple[Any, ...]]] = {}
     ids: Counter[UUID] = Counter()
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for table in tables:
-            query = f'SELECT correlation_id, id, event, data, occurred_at FROM "{table}"'
-            for row in connection.execute(query.encode()):
-                found.setdefault(row[0], []).append(row)
-                ids[row[1]] += 1
+    for place in (dsn, *elsewhere):
+        with psycopg.connect(place, autocommit=True) as connection:
+            for table in tables:
+                query = f'SELECT correlation_id, id, event, data, occurred_at FROM "{table}"'
+                for row in connection.execute(query.encode()):
+                    found.setdefault(row[0], []).append(row)
+                    ids[row[1]] += 1
     verdict.present = len(found)
     verdict.doubled += [token for token, rows in found.items() if len(rows) > 1 or ids[rows[0][1]] > 1]
     with ledger._lock:

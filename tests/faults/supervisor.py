@@ -291,6 +291,7 @@ class Scenario:
         self,
         *,
         tables: Iterable[str] = ("audit_logs",),
+        elsewhere: Iterable[str] = (),
         dead: Iterable[str] = (),
         excused: Iterable[str] = (),
         clock: bool = True,
@@ -301,7 +302,9 @@ class Scenario:
         ``least``: what the run must have seen: ``acknowledged``, ``killed``, ``unknown`` (errors of that kind), or
         a counter of the vault, such as ``replayed``, ``found``, ``adopted``.
         """
-        verdict = check(self.ledger, self.admin_dsn, tables=tables, dead=dead, excused=excused, clock=clock)
+        verdict = check(
+            self.ledger, self.admin_dsn, tables=tables, elsewhere=elsewhere, dead=dead, excused=excused, clock=clock
+        )
         self.verdict = verdict
         if not verdict.sound:
             raise FaultError(f"{self.name} (seed {self.seed}): {verdict}")

@@ -93,12 +93,13 @@ class AuditLog:
 
     def capture(self, vault: AsyncTracevault | Tracevault) -> None:
         """Let a vault that was made before keep its events here, until the end; its database is not touched."""
-        theirs = vault._engine
         kind: Callable[..., Any] = AsyncMemoryEngine if isinstance(vault, AsyncTracevault) else BlockingMemoryEngine
-        ours = kind(replace(theirs.config, seal=None), current=_current)
-        ours.state = "open"
-        _set_engine(vault, ours)
-        self._stack.callback(_set_engine, vault, theirs)
+        theirs = list(vault._servers.engines)
+        ours = [kind(replace(engine.config, seal=None), current=_current) for engine in theirs]
+        for engine, real in zip(ours, theirs, strict=True):
+            engine.state, engine.elsewhere = "open", real.elsewhere
+        _set_engines(vault, ours)
+        self._stack.callback(_set_engines, vault, theirs)
 
     def clear(self) -> None:
         """Forget what was emitted so far."""
@@ -171,7 +172,8 @@ class AuditLog:
         setattr(where, name, value)
 
 
-def _set_engine(vault: Any, engine: Any) -> None:
+def _set_engines(vault: Any, engines: list[Any]) -> None:
+    vault._servers.engines[:] = engines
     for scope in vault._scopes.values():
-        scope._engine = engine
+        scope._engine = engine = vault._servers.of(scope.name)
         scope.query = type(scope.query)(engine, scope.name, scope.table)

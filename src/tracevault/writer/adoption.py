@@ -23,11 +23,15 @@ _log = logging.getLogger("tracevault")
 
 
 class SpoolFolder:
-    """Opens spool files. ``target`` names the database: files that wait for another one are left alone."""
+    """Opens spool files. ``target`` names the database: files that wait for another one are left alone.
 
-    def __init__(self, path: str, *, target: str | None) -> None:
+    With ``shared`` this process may have a vault for that one as well.
+    """
+
+    def __init__(self, path: str, *, target: str | None, shared: bool = False) -> None:
         self.path = Path(path)
         self._target = target
+        self._strange = logging.INFO if shared else logging.WARNING
         self._passed_over: set[str] = set()
 
     def prepare(self) -> None:
@@ -55,7 +59,8 @@ class SpoolFolder:
             if file is None:
                 os.close(lock)
             elif self._target is not None and file.target != self._target and file.depth:
-                _log.warning(
+                _log.log(
+                    self._strange,
                     "the spool file %s waits for another database (%s): a vault that writes there, or "
                     "`tracevault spool flush --any-database`, will deliver it",
                     path,

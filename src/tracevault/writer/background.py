@@ -63,7 +63,14 @@ _MOVE_INTERVAL = 0.25
 class BackgroundWriter:
     """The queue of a vault, its spool, and the threads that store what is in them; started when needed."""
 
-    def __init__(self, config: Config, connect: Callable[[], Connection[Any]], target: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        connect: Callable[[], Connection[Any]],
+        target: str | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
         self._config = config
         self._connect = connect
         self._queue = Queue(config.max_queue, config.async_batch_size, config.async_flush_interval_ms / 1000)
@@ -83,7 +90,7 @@ class BackgroundWriter:
         self.spool: Spool | None = None
         if config.spool is not None:
             self.spool = Spool(
-                SpoolFolder(os.fspath(config.spool), target=target),
+                SpoolFolder(os.fspath(config.spool), target=target, shared=shared),
                 config.spool_quota_bytes,
                 adopted=self._adopt,
                 failed=self._move_on,

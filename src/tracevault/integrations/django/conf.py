@@ -46,9 +46,10 @@ class Conf:
 
     @property
     def tables(self) -> list[str]:
-        """The names of the audit tables."""
+        """The names of the audit tables, without those on servers of their own."""
         scopes = self.options.get("scopes", {"default": "audit_logs"})
-        return list(dict.fromkeys(each if isinstance(each, str) else each["table_name"] for each in scopes.values()))
+        here = [each for each in scopes.values() if isinstance(each, str) or "connection_string" not in each]
+        return list(dict.fromkeys(each if isinstance(each, str) else each["table_name"] for each in here))
 
     @property
     def default_table(self) -> str:
