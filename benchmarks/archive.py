@@ -7,12 +7,11 @@ if a bar is missed.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,17 @@ MOST_GROWTH = 1.1
 def command(*words: str) -> tuple[float, float]:
     """Run a command of tracevault; return its seconds and the most memory it had, in MiB."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "tracevault", *words], stdout=subprocess.DEVNULL)
-    _pid, status, usage = os.wait4(process.pid, 0)
-    if status:
+    most = 0
+    with subprocess.Popen([sys.executable, "-m", "tracevault", *words], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            # Not its resource usage, which counts what this process had when it forked.
+            with suppress(OSError, StopIteration):
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                most = max(most, int(next(line for line in lines if line.startswith("VmHWM")).split()[1]))
+            time.sleep(0.02)
+    if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    return time.perf_counter() - began, most / 1024
 
 
 def tampered(store: Store) -> tuple[int, set[int | None]]:

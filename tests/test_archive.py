@@ -22,16 +22,19 @@ from tests.rows import fill
 from tests.sealed import Sealed, Sealing
 from tests.test_cli import Cli, cli
 from tests.test_partitions import bounds
-from tracevault import ArchiveError, ConfigError, Tracevault, ValidationError, Verdict
+from tracevault import Archive, ArchiveError, ConfigError, Tracevault, ValidationError, Verdict
 from tracevault.archive import write
 from tracevault.archive.rows import batch_of
-from tracevault.archive.search import Archive
 from tracevault.archive.store import Store
 from tracevault.archive.verify import verify_archive
 from tracevault.archive.write import archive
+from tracevault.flows.archive import hold_archive
+from tracevault.postgres.failures import Place
+from tracevault.postgres.run import run
 
 __all__ = ["cli", "server"]  # fixtures
 
+PLACE = Place("testing")
 BEFORE = datetime(2025, 1, 1, tzinfo=UTC)
 EVERYTHING = (
     "SELECT id, event, actor_id, actor_type, target_id, target_type, data::text, meta::text, mode, occurred_at::text, "
@@ -387,13 +390,24 @@ def test_other_hashes_need_another_checkpoint(log: Sealed, place: str, tmp_path:
 
 
 def test_the_log_tells_which_manifests_it_has(log: Sealed, cli: Cli, place: str) -> None:
+    write_all(log.dsn, place, datetime(2024, 2, 1, tzinfo=UTC))  # by a process that died before it told
     assert cli("archive", "--before", "2025-01-01", "--to", place, "--verify", "--dsn", log.dsn).code == 0
     told = rows(
         log.dsn, "SELECT data->>'manifest', data->>'sha256' FROM audit_logs WHERE event = 'tracevault.archived'"
     )
     store = Store(place, "audit_logs")
     assert {(path, store.digest(path)[1]) for path, _ in told} == set(told)
-    assert len(told) == len(store.manifests())
+    assert len(told) == len(store.manifests()) == 4
+    assert cli("archive", "--before", "2025-01-01", "--to", place, "--dsn", log.dsn).code == 0
+    assert rows(log.dsn, "SELECT count(*) FROM audit_logs WHERE event = 'tracevault.archived'") == [(4,)]
+
+
+def test_two_runs_do_not_archive_at_once(log: Sealed, cli: Cli, place: str) -> None:
+    with psycopg.connect(log.dsn, autocommit=True) as other:
+        assert run(other, hold_archive("audit_logs"), PLACE)
+        done = cli("archive", "--before", "2025-01-01", "--to", place, "--dsn", log.dsn)
+        assert (done.code, "is being archived by another run" in done.err) == (3, True)
+    assert cli("archive", "--before", "2025-01-01", "--to", place, "--dsn", log.dsn).code == 0
 
 
 # --- it is read as the table is ----------------------------------------------------------------------------
@@ -483,6 +497,7 @@ def test_an_archive_refuses_what_the_table_refuses(both: tuple[str, str]) -> Non
         assert record is not None
         assert (record.event, record.created_at) == ("odd.number", datetime.max.replace(tzinfo=UTC))
         assert len(list(found.iterate(page_size=100))) == found.count()
+        assert found.verify().verdict is Verdict.CONSISTENT
         assert next(row.event for row in found.iterate(order="asc", event_prefix="odd.")) == "odd.early"
 
 

@@ -484,6 +484,7 @@ def test_close_with_a_locked_table(timeout: float, face: OpenVault, ready_dsn: s
     with locked(ready_dsn):
         receipts = [vault.emit(f"{number}") for number in range(500)]
         vault.get_scope("users").emit("u")
+        wait_for(lambda: events(ready_dsn, "audit_user_events") == ["u"])
         start = time.monotonic()
         assert undelivered(lambda: vault.close(timeout=timeout)) == (500, 0)
         assert timeout <= time.monotonic() - start < timeout + 2.5

@@ -64,6 +64,7 @@ from tracevault.vault import (
 from tracevault.writer.stats import Stats
 
 if TYPE_CHECKING:
+    from tracevault.archive.search import Archive
     from tracevault.integrity.event_proof import EventProof, verify_proof
     from tracevault.schema.query_text import format_query, parse_query
     from tracevault.sealing.key_store import DirectoryKeyStore
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 
 # Not every program needs these, and each takes its time to be imported: they are when they are asked for.
 _LATER = {
+    "Archive": "tracevault.archive.search",
     "DirectoryKeyStore": "tracevault.sealing.key_store",
     "EventProof": "tracevault.integrity.event_proof",
     "Manifest": "tracevault.transfer.manifest",
@@ -92,6 +94,7 @@ __all__ = [
     "DOCUMENTED_SEVERITY_LEVELS",
     "SEVERITIES_FOR_ERRORS_ONLY_FILTER",
     "Actor",
+    "Archive",
     "ArchiveError",
     "AsyncQuery",
     "AsyncScope",

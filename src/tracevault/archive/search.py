@@ -14,6 +14,7 @@ from uuid import UUID
 from tracevault.archive.manifest import ArchivedFile
 from tracevault.archive.rows import INFINITY, NAMES
 from tracevault.archive.store import Store
+from tracevault.archive.verify import verify_archive
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.errors import ArchiveError, ConfigError
 from tracevault.events.data_key import KeyCache
@@ -22,6 +23,7 @@ from tracevault.events.payload import jsonb_text
 from tracevault.events.record import BY_NAME, GENERATED_COLUMNS, RECORD_COLUMNS, AuditRecord
 from tracevault.events.rules import uuid
 from tracevault.flows.read import Count, Page, Walk, long_walk, next_walk, record, walk, write_walk
+from tracevault.integrity.report import Report
 from tracevault.schema.cursor import Place
 from tracevault.schema.filters import COUNT_FILTERS, CountFilters, Filter, PageFilters, check
 from tracevault.schema.restriction import EVERYTHING
@@ -43,7 +45,7 @@ class Archive:
 
     ``location`` is a folder or an address as fsspec takes it; with ``key_store``, as the option of the vault, what was
     encrypted is decrypted. What is read is not verified, see `verify_archive`. Used from one thread at a time;
-    ``close()`` it, or use it in a ``with``.
+    ``close()`` it, or use it in a ``with``. Raises `ArchiveError` where there is no archive, or it cannot be read.
     """
 
     def __init__(self, location: str | os.PathLike[str], table: str = DEFAULT_TABLE, *, key_store: Any = None) -> None:
@@ -95,6 +97,10 @@ class Archive:
         """Return the event with this id, or None."""
         found = self._ask(_COLUMNS, {}, [("id = ?", (str(uuid(id, "id")),))], "LIMIT 1")
         return self._records(found)[0] if found else None
+
+    def verify(self, *, keys: Sequence[str] = (), anchors: Sequence[str] = ()) -> Report:
+        """Verify all of it, as ``tracevault verify --archive``; the arguments are those of `Scope.verify`."""
+        return verify_archive(self._store, keys=keys, anchors=anchors)
 
     def _page(self, at: Walk, checked: Mapping[str, Any]) -> Page:
         order = at.order.upper()

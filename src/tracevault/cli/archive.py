@@ -12,12 +12,20 @@ from psycopg import Connection
 from tracevault import ArchiveError, ValidationError
 from tracevault.cli.connect import connection, vault, write_dsn
 from tracevault.cli.custody import operator, state_events
-from tracevault.cli.options import dsn_option, seconds, table_option
+from tracevault.cli.options import dsn_option, proof_timeout_option, reason_option, table_option, yes_option
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
 from tracevault.events.payload import iso_utc
 from tracevault.events.rules import moment
-from tracevault.flows.archive import Seen, archived, archived_unsealed, delete_archived, emptied
+from tracevault.flows.archive import (
+    Seen,
+    archived,
+    archived_unsealed,
+    delete_archived,
+    emptied,
+    hold_archive,
+    oldest,
+)
 from tracevault.flows.custody import Affected
 from tracevault.flows.retention import Retention
 from tracevault.flows.seal import find_tree, tables_exist
@@ -44,17 +52,11 @@ _keys = click.option("--key", "keys", metavar="KEY", multiple=True, help="the lo
 @click.option("--before", metavar="TIME", required=True, help="archive what happened before: 2025-01-01")
 @_location
 @click.option("--verify", is_flag=True, help="read the whole archive back, and hash each row anew")
-@click.option("--detach", is_flag=True, help="verify, then remove from the table what is archived")
+@click.option("--detach", is_flag=True, help="remove from the table what is archived, once that is verified")
 @_keys
-@click.option("--reason", metavar="TEXT", help="why rows go; it stands in the event")
-@click.option("--yes", is_flag=True, help="do not ask")
-@click.option(
-    "--timeout",
-    metavar="TIME",
-    default="2m",
-    callback=seconds,
-    help="for how long to wait until the event of what goes is sealed and anchored; default: 2m",
-)
+@reason_option
+@yes_option
+@proof_timeout_option
 @dsn_option("DATABASE_URL_WRITE")
 def archive(
     dsn: str | None,
@@ -81,19 +83,24 @@ def archive(
     name, until, dsn = check_table_name(table, "--table"), moment(before, "--before"), write_dsn(dsn)
     store = Store(location, name)
     with connection(dsn, "archiving") as link:
+        if not run(link, hold_archive(name), _WORKING):
+            raise ArchiveError(f"table `{name}` is being archived by another run")
         if until > _now(link):
             raise ValidationError("`--before` is in the future: what happens until then could not be in it")
         with connection(dsn, "archiving") as reading, progress_bar("archived") as progress:
             written = archive_rows(reading, name, until, store, progress)
-        _tell(dsn, name, location, written.manifests)
+        _tell(dsn, store)
         rows = sum(one.rows for one in written.manifests)
         click.echo(f"{number(rows, 'row')} of {number(len(written.manifests), 'month')} archived to {location}")
         if written.left_out:
             click.echo(f"{number(written.left_out, 'row')} left out, since no checkpoint covers them yet", err=True)
-        if verify or detach:
+        if verify:
             _verify(store, keys)
         if detach:
-            _detach(link, dsn, name, store, until, reason, yes=yes, timeout=timeout)
+            there = _still_there(link, store, until)
+            if there and not verify:
+                _verify(store, keys, there)
+            _detach(link, dsn, store, there, until, reason, yes=yes, timeout=timeout)
 
 
 @click.command()
@@ -143,17 +150,18 @@ def _now(link: Connection[Any]) -> datetime:
     return now
 
 
-def _tell(dsn: str, table: str, location: str, manifests: Sequence[ArchiveManifest]) -> None:
-    """Emit an event for each manifest: so the log itself says what is archived."""
-    if not manifests:
-        return
-    with vault(dsn, table) as audit:
-        for one in manifests:
+def _tell(dsn: str, store: Store) -> None:
+    """Emit an event for each manifest of which there is none: so the log itself says what is archived."""
+    with vault(dsn, store.table) as audit:
+        told = {(record.data or {}).get("sha256") for record in audit.query.iterate(event=ARCHIVED)}
+        for one in store.manifests():
+            if one.sha256 in told:
+                continue
             said = {
                 "from": iso_utc(one.start),
                 "before": iso_utc(one.end),
                 "rows": one.rows,
-                "location": location,
+                "location": store.location,
                 "manifest": one.path,
                 "sha256": one.sha256,
             }
@@ -178,11 +186,20 @@ def _verify(store: Store, keys: Sequence[str], manifests: Sequence[ArchiveManife
 # -------------------------------------------------------------------------------------------------- detach
 
 
+def _still_there(link: Connection[Any], store: Store, until: datetime) -> list[ArchiveManifest]:
+    """Return the manifests of time before ``until`` of which the table has events."""
+    return [
+        one
+        for one in store.manifests()
+        if one.start < until and run(link, oldest(store.table, one.start, one.end), _WORKING) is not None
+    ]
+
+
 def _detach(
     link: Connection[Any],
     dsn: str,
-    table: str,
     store: Store,
+    manifests: Sequence[ArchiveManifest],
     until: datetime,
     reason: str | None,
     *,
@@ -190,7 +207,7 @@ def _detach(
     timeout: float,
 ) -> None:
     """Remove from the table what the archive has, and an event says so first."""
-    manifests = [one for one in store.manifests() if one.start < until]
+    table = store.table
     tree = run(link, find_tree(table), _WORKING) if run(link, tables_exist(), _WORKING) else None
     leaves = [
         stretch

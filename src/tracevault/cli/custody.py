@@ -13,7 +13,13 @@ from psycopg import Connection
 
 from tracevault import Actor, SpoolError, Target, ValidationError
 from tracevault.cli.connect import connection, vault, write_dsn
-from tracevault.cli.options import dsn_option, seconds, table_option
+from tracevault.cli.options import (
+    dsn_option,
+    proof_timeout_option,
+    reason_option,
+    table_option,
+    yes_option,
+)
 from tracevault.cli.output import number, progress_bar
 from tracevault.config import check_table_name
 from tracevault.events.data_key import subject_of
@@ -29,26 +35,18 @@ from tracevault.sealing.key_store import DirectoryKeyStore
 from tracevault.writer import inspection
 from tracevault.writer.dead import Letter
 
-_yes = click.option("--yes", is_flag=True, help="do not ask")
 _dry = click.option("--dry-run", is_flag=True, help="only say how many rows it concerns")
-_timeout = click.option(
-    "--timeout",
-    metavar="TIME",
-    default="2m",
-    callback=seconds,
-    help="for how long to wait until the event is sealed and anchored; default: 2m",
-)
 _resume = click.option("--resume", metavar="ID", help="carry out to its end what the event with this id states")
 
 
 @click.command()
 @table_option
 @click.option("--before", metavar="TIME", help="remove what happened before: 2020-01-01, or ISO 8601 with an offset")
-@click.option("--reason", metavar="TEXT", help="why; it stands in the event")
+@reason_option
 @_dry
-@_yes
+@yes_option
 @_resume
-@_timeout
+@proof_timeout_option
 @dsn_option("DATABASE_URL_WRITE")
 def prune(
     dsn: str | None,
@@ -102,9 +100,9 @@ def prune(
     help="make sure that this spool keeps nothing of it: dead letters are dropped; repeatable",
 )
 @_dry
-@_yes
+@yes_option
 @_resume
-@_timeout
+@proof_timeout_option
 @dsn_option("DATABASE_URL_WRITE")
 def erase(
     dsn: str | None,

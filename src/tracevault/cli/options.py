@@ -51,6 +51,15 @@ key_store_option = click.option(
     type=click.Path(path_type=Path),
     help="the data keys, to decrypt what is stored encrypted; without them it is printed as it is stored",
 )
+reason_option = click.option("--reason", metavar="TEXT", help="why; it stands in the event")
+yes_option = click.option("--yes", is_flag=True, help="do not ask")
+proof_timeout_option = click.option(
+    "--timeout",
+    metavar="TIME",
+    default="2m",
+    callback=seconds,
+    help="for how long to wait until the event is sealed and anchored; default: 2m",
+)
 tables_option = click.option(
     "--table",
     "tables",

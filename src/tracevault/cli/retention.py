@@ -14,7 +14,14 @@ import click
 from tracevault import ConfigError, ValidationError
 from tracevault.cli.connect import connection, read_dsn, vault, write_dsn
 from tracevault.cli.custody import operator, state_events
-from tracevault.cli.options import dsn_option, output_options, seconds, table_option
+from tracevault.cli.options import (
+    dsn_option,
+    output_options,
+    proof_timeout_option,
+    reason_option,
+    table_option,
+    yes_option,
+)
 from tracevault.cli.output import Output, number, progress_bar, write_lines
 from tracevault.config import check_table_name, config_from
 from tracevault.events.json_text import json_text
@@ -66,15 +73,9 @@ def plan(dsn: str | None, table: str, retain: tuple[str, ...], options: str | No
 @table_option
 @_retain
 @_options
-@click.option("--reason", metavar="TEXT", help="why; it stands in the event")
-@click.option("--yes", is_flag=True, help="do not ask")
-@click.option(
-    "--timeout",
-    metavar="TIME",
-    default="2m",
-    callback=seconds,
-    help="for how long to wait until the event is sealed and anchored; default: 2m",
-)
+@reason_option
+@yes_option
+@proof_timeout_option
 @dsn_option("DATABASE_URL_WRITE")
 def apply(
     dsn: str | None,

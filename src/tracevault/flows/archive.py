@@ -19,6 +19,7 @@ from tracevault.schema.holds import is_held
 from tracevault.schema.position import Snapshot
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES
 
+_ARCHIVE_LOCK = 0x61726368
 _READ = ", ".join(f"r.{name}" for name in READ)
 
 
@@ -126,6 +127,12 @@ def checkpoint(tree: Tree) -> Flow[str | None]:
         (tree.number, tree.size),
     )
     return found.rows[0][0] if found.rows else None
+
+
+def hold_archive(table: str) -> Flow[bool]:
+    """Keep other runs from archiving a table as long as this session lasts; False where one is at work."""
+    found = yield Query("SELECT pg_try_advisory_lock($1, hashtext($2))", (_ARCHIVE_LOCK, table))
+    return bool(found.rows[0][0])
 
 
 class Moment(NamedTuple):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracevault.config import DEFAULT_TABLE, check_table_name
-from tracevault.events.record import COLUMNS, StoredColumn
+from tracevault.errors import ConfigError
+from tracevault.events.record import COLUMNS, INSERT_COLUMNS, StoredColumn
+from tracevault.events.rules import got
 from tracevault.schema.comparison import define
 from tracevault.schema.indexes import INDEXES, OBSOLETE, Index, index_name
 
@@ -29,6 +31,13 @@ class Step:
     indexes: bool = False
     function: bool = False
 
+
+# What a writer gives with each event, and two of which can be compared.
+DISTRIBUTABLE = tuple(
+    stored.name
+    for stored in COLUMNS
+    if stored.name in INSERT_COLUMNS and stored.column.sql_type in ("uuid", "character varying")
+)
 
 _REWRITES = "rewrites a filled table that lacks them: its writers and readers wait meanwhile"
 
@@ -150,15 +159,44 @@ def step_sql(step: Step, table: str) -> str:
     return "".join(f"{statement};\n\n" for statement in step_statements(step.number, table))
 
 
-def generate_init_sql(table_name: str) -> str:
+def generate_init_sql(table_name: str, *, distribution_column: str | None = None) -> str:
     """Return the SQL that makes ``table_name`` an audit table: all steps, safe to run again. Runs nothing.
 
     On a filled table of Tracevault 1.0.1 it adds columns and builds indexes while writers wait;
-    ``tracevault migrate`` builds the indexes without that. Raises `ConfigError` for a name that is not 1-63 ASCII
-    letters, digits and underscores without a leading digit.
+    ``tracevault migrate`` builds the indexes without that. With ``distribution_column``, such as ``tenant_id``, the
+    table is then distributed over the nodes of a Citus cluster by it: every event has to have one, and it is part of
+    the primary key, as Citus's rules ask. Raises `ConfigError` for a name that is not 1-63 ASCII letters, digits and
+    underscores without a leading digit, and for a column that tables cannot be distributed by.
     """
     table = check_table_name(table_name)
-    return "".join(f"-- {step.number:03}: {step.title}\n{step_sql(step, table)}" for step in STEPS).rstrip() + "\n"
+    steps = [f"-- {step.number:03}: {step.title}\n{step_sql(step, table)}" for step in STEPS]
+    if distribution_column is not None:
+        steps.append(f"-- distribution over a Citus cluster\n{_distribution(table, distribution_column)}")
+    return "".join(steps).rstrip() + "\n"
+
+
+def _distribution(table: str, column: str) -> str:
+    """Return what distributes a table, unless it is: no unique index may be without the column, which is never NULL."""
+    if column not in DISTRIBUTABLE:
+        raise ConfigError(
+            f"`distribution_column` must be one of {', '.join(DISTRIBUTABLE)}, got {got(column)}",
+            field="distribution_column",
+        )
+    key = "id" if column == "id" else f"{column}, id"
+    return f"""DO $tracevault$
+DECLARE
+  key name;
+BEGIN
+  SELECT conname INTO STRICT key FROM pg_constraint WHERE conrelid = '"{table}"'::regclass AND contype = 'p';
+  IF NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = '"{table}"'::regclass) THEN
+    EXECUTE format('ALTER TABLE "{table}" DROP CONSTRAINT %I, ADD CONSTRAINT %I PRIMARY KEY ({key})', key, key);
+  END IF;
+END
+$tracevault$;
+
+SELECT create_distributed_table('"{table}"', '{column}')
+WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = '"{table}"'::regclass);
+"""
 
 
 def sql_files() -> dict[str, str]:
