@@ -326,6 +326,9 @@ def _check_connections(config: Config) -> None:
         # The value is not shown: it may hold a password.
         if value is not None and (not isinstance(value, str) or not value.strip()):
             raise ConfigError(f"`{name}` must be a PostgreSQL URL or key=value string, not blank", field=name)
+
+
+def _check_pools(config: Config) -> None:
     if config.read_pool is not None and config.pool is None:
         raise ConfigError("`read_pool` needs `pool`: pass both, or connection strings", field="read_pool")
     read = config.read_connection_string
@@ -648,6 +651,7 @@ _CHECKS = cast(
         _check_driver,
         _check_connections,
         _check_scopes,
+        _check_pools,
         _check_bootstrap,
         _check_masking,
         _check_encryption,
