@@ -1,5 +1,5 @@
 # Everything sets up what it needs in .venv; nothing has to be installed or running beforehand.
-.PHONY: demo test lint oldest bench faults docs sql screenshots clean
+.PHONY: demo test lint oldest bench faults spark docs sql screenshots clean
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -22,6 +22,10 @@ oldest: $(VENV)-oldest/ready  ## the tests of integrations, with the oldest vers
 
 faults: $(VENV)/ready  ## break everything around the writer, and compare a ledger with the table
 	$(PYTHON) -m pytest tests/faults -o norecursedirs='.*'
+
+spark: $(VENV)/ready  ## the archive's job for Spark, which is installed for that; needs Java
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check "pyspark>=4"
+	$(PYTHON) -m pytest tests/spark -o norecursedirs='.*'
 
 bench: $(VENV)/ready  ## ratios against plain psycopg, measured in one run
 	$(PYTHON) -m benchmarks.run

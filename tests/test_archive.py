@@ -6,7 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,23 @@ def test_what_goes_there_comes_back_as_it_was(
         }
 
 
+def test_what_is_erased_later_does_not_come_back(log: Sealed, cli: Cli, place: str) -> None:
+    write_all(log.dsn, place)
+    erased = "SELECT data, meta, payload_salt FROM audit_logs WHERE target_id = 'product_4729'"
+    assert rows(log.dsn, erased)[0][0] is not None
+    with Sealing(log):
+        assert cli("erase", "--target", "order/product_4729", "--reason", "x", "--yes", "--dsn", log.dsn).code == 0
+        done = cli("archive", "--before", "2025-01-01", "--to", place, "--detach", "--yes", "--dsn", log.dsn)
+        assert done.code == 0, done.err
+    assert rows(log.dsn, erased) == []
+    back = cli("restore", "--from", place, "--dsn", log.dsn)
+    assert (back.code, back.out) == (0, "603 rows restored\n"), back.err
+    assert rows(log.dsn, erased) == [(None, None, None)]
+    log.seal()
+    report = log.verify()
+    assert (report.verdict, report.erased, report.problems) == (Verdict.OK, 1, [])
+
+
 def test_a_part_comes_back(log: Sealed, cli: Cli, place: str) -> None:
     with Sealing(log):
         done = cli("archive", "--before", "2025-01-01", "--to", place, "--detach", "--yes", "--dsn", log.dsn)
@@ -175,6 +192,38 @@ def test_what_comes_late_is_archived_by_the_next_run(log: Sealed, place: str) ->
     assert verified(log, place).verdict is Verdict.OK
     with Archive(place) as found:
         assert found.count(event="late") == 1
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+def test_what_is_younger_stays_though_it_is_archived(
+    cli: Cli, ready_dsn: str, tmp_path: Path, place: str, sealed: bool
+) -> None:
+    populate(ready_dsn)
+    with ExitStack() as stack:
+        if sealed:
+            log = stack.enter_context(closing(Sealed(ready_dsn, tmp_path)))
+            log.seal()
+            stack.enter_context(Sealing(log))
+        command = ["archive", "--to", place, "--dsn", ready_dsn]
+        assert cli(*command, "--before", "2024-02-15").code == 0
+        done = cli(*command, "--before", "2024-02-05", "--detach", "--yes")
+        assert done.code == 0, done.err
+    oldest = "SELECT min(occurred_at) >= '2024-02-05', count(*) FILTER (WHERE occurred_at < '2024-02-15') > 100 "
+    assert rows(ready_dsn, oldest + "FROM audit_logs WHERE NOT starts_with(event, 'tracevault.')") == [(True, True)]
+
+
+def test_nothing_goes_because_of_the_archive_of_another_log(
+    log: Sealed, cli: Cli, server: str, tmp_path: Path, place: str
+) -> None:
+    for other in database(server, TEMPLATE):
+        populate(other)
+        (tmp_path / "other").mkdir()
+        with closing(Sealed(other, tmp_path / "other")) as forged:
+            forged.seal()
+            write_all(other, place)
+    done = cli("archive", "--before", "2025-01-01", "--to", place, "--detach", "--yes", "--dsn", log.dsn)
+    assert (done.code, "has a checkpoint of another log" in done.err) == (3, True), done.err
+    assert rows(log.dsn, "SELECT count(*) FROM audit_logs WHERE event <> 'tracevault.archived'") == [(604,)]
 
 
 def test_held_rows_stay_in_the_table(log: Sealed, cli: Cli, place: str) -> None:
@@ -243,12 +292,14 @@ def test_a_run_that_stopped_leaves_nothing_that_counts(
     assert (report.verdict, report.checked) == (Verdict.OK, count)
 
 
-def test_a_row_that_was_changed_is_not_archived(log: Sealed, place: str) -> None:
+def test_a_row_that_was_changed_is_not_archived(log: Sealed, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(log.dsn) as connection:
         connection.execute("ALTER TABLE audit_logs DISABLE TRIGGER ALL")
-        connection.execute("UPDATE audit_logs SET actor_id = 'other' WHERE actor_id = 'user_2919'")
+        connection.execute("UPDATE audit_logs SET actor_id = 'other' WHERE correlation_id = 'op_50'")
+    monkeypatch.setattr(write, "GROUP_ROWS", 50)
     with pytest.raises(ArchiveError, match="is not as it was sealed as leaf"):
         write_all(log.dsn, place)
+    assert not list(Path(place).rglob("*.part")), "the file that was begun is still there"
 
 
 def test_an_object_store_is_a_place_too(log: Sealed, cli: Cli) -> None:
@@ -371,8 +422,13 @@ def test_other_hashes_need_another_checkpoint(log: Sealed, place: str, tmp_path:
     assert "lacks tile/1/000.p/2" in str(verified(log, place).problems)
     tiles(lambda content: content.update({"checkpoint": b"other"}))
     assert "its checkpoint is not the manifest's" in str(verified(log, place).problems)
+    tiles(lambda content: content.update({"tile/0/000": bytes(8191)}))
+    assert "tile/0/000 in the zip of tiles is not of 256 hashes" in str(verified(log, place).problems)
     zipped.write_bytes(b"no zip")
     assert "the zip of tiles cannot be read" in str(verified(log, place).problems)
+    zipped.unlink()
+    report = verified(log, place)
+    assert (report.verdict, {problem.kind for problem in report.problems}) == (Verdict.TAMPERED, {"checkpoint"})
     zipped.write_bytes(whole)
     # A checkpoint that somebody else signed.
     said = json.loads(manifest)

@@ -140,7 +140,8 @@ def test_help_lists_every_command(cli: Cli) -> None:
         *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
         *("migrate", "partitions", "roles", "doctor", "spool"),
         *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push"),
-        *("retention", "hold", "prune", "erase", "catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
+        *("retention", "hold", "archive", "restore", "prune", "erase"),
+        *("catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
     ]
 
 
@@ -169,7 +170,7 @@ def test_completion(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("name", "filters", "more"),
     [
-        ("find", FIND_FILTERS | PAGE_FILTERS, {"output", "json", "key-store"}),
+        ("find", FIND_FILTERS | PAGE_FILTERS, {"output", "json", "key-store", "archive", "live"}),
         ("count", COUNT_FILTERS, {"at-most", "estimate"}),
         ("tail", COUNT_FILTERS, {"output", "json", "key-store", "from-beginning", "state", "once"}),
         ("histogram", COUNT_FILTERS, {"output", "json", "timeout", "at-most"}),

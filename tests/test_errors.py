@@ -27,6 +27,7 @@ EXAMPLES = [
     errors.UndeliveredError("lost", lost=3, pending=1, spooled=2),
     errors.ProofError("no hash fits"),
     errors.SealError("no key"),
+    errors.ArchiveError("no manifest"),
     errors.RollbackError("ROLLBACK DETECTED"),
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,6 +105,25 @@ def test_a_server_that_is_down_does_not_stop_the_others(
 def test_a_vault_that_reaches_no_server_does_not_start(face: OpenVault) -> None:
     with pytest.raises(DriverError):
         face(**over(NOBODY, NOBODY.replace("port=1", "port=2"), timeout=1.0))
+
+
+PROGRAM = """
+import atexit, sys
+from tracevault import Tracevault
+far = {"table_name": "audit_logs", "connection_string": sys.argv[2]}
+audit = Tracevault(connection_string=sys.argv[1], scopes={"default": "audit_logs", "far": far}, default_mode="async")
+atexit.register(audit.close)
+audit.emit("here")
+audit.get_scope("far").emit("far")
+"""
+
+
+def test_a_program_may_close_it_when_it_ends(ready_dsn: str, other_dsn: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ready_dsn, other_dsn], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (events(ready_dsn), events(other_dsn)) == (["here"], ["far"])
 
 
 def test_a_unit_of_work_is_of_one_server(ready_dsn: str, other_dsn: str) -> None:

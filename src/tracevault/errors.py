@@ -15,8 +15,9 @@
     ├── KeyStoreError        the store of data keys cannot be used
     ├── UndeliveredError     flush or close leave records behind              .lost .spooled .pending
     ├── ProofError           a note, checkpoint or proof does not verify
-    └── SealError            the log cannot be sealed
-        └── RollbackError    ROLLBACK DETECTED: the log is not the one that was signed
+    ├── SealError            the log cannot be sealed
+    │   └── RollbackError    ROLLBACK DETECTED: the log is not the one that was signed
+    └── ArchiveError         an archive cannot be read or written
 
 A message names the field in back quotes, the rule, the offending value (shortened to 64 characters, never
 one below a masked key) and what to do. PostgreSQL's DETAIL, which can quote a row, and passwords are in no
@@ -158,12 +159,12 @@ class SealError(TracevaultError):
     """The log cannot be sealed: keys, rights or tables are missing, or an anchor contradicts the database."""
 
 
-class ArchiveError(TracevaultError):
-    """An archive cannot be read or written, or holds something else than it should."""
-
-
 class RollbackError(SealError):
     """ROLLBACK DETECTED: the database does not extend what was signed before, so nothing more is signed.
 
     It was restored from a backup, or changed. An operator decides: repair it, or open a new epoch.
     """
+
+
+class ArchiveError(TracevaultError):
+    """An archive cannot be read or written, or holds something else than it should."""

@@ -127,7 +127,11 @@ class Servers(_Servers[BlockingEngine]):
                 return error
 
         with ThreadPoolExecutor(len(self.engines), "tracevault-servers") as pool:
-            return _all(list(pool.map(tried, self.engines)))
+            try:
+                waiting = [pool.submit(tried, engine) for engine in self.engines]
+            except RuntimeError:  # the interpreter ends, and starts no more threads
+                return _all([tried(engine) for engine in self.engines])
+            return _all([each.result() for each in waiting])
 
 
 def added(several: Iterable[Stats]) -> Stats:

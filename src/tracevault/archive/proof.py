@@ -112,11 +112,11 @@ class TileArchive:
 
     def _read(self, tile: Tile) -> bytes:
         try:
-            hashes = self._zip.read(tile.path)
+            # Before it is read: it may say that it is of any size.
+            if self._zip.getinfo(tile.path).file_size != tile.width * _HASH:
+                raise ProofError(f"{tile.path} in the zip of tiles is not of {tile.width} hashes")
+            return self._zip.read(tile.path)
         except KeyError:
             raise ProofError(f"the zip of tiles lacks {tile.path}") from None
         except (ValueError, zipfile.BadZipFile, NotImplementedError) as error:
             raise ProofError(f"{tile.path} in the zip of tiles cannot be read: {error}") from None
-        if len(hashes) != tile.width * _HASH:
-            raise ProofError(f"{tile.path} in the zip of tiles is not of {tile.width} hashes")
-        return hashes

@@ -16,6 +16,7 @@ from tracevault.errors import ArchiveError
 from tracevault.events.binary import HEADER, TRAILER
 from tracevault.flows.archive import moment
 from tracevault.flows.restore import make_stage, store_rows
+from tracevault.flows.seal import find_tree, tables_exist
 from tracevault.postgres.failures import Place
 from tracevault.postgres.partitions import ensure_between
 from tracevault.postgres.run import run
@@ -37,12 +38,13 @@ def restore(
     """Store what some runs archived, from ``since`` on and ``before`` a moment; return how many rows were not there.
 
     As the table's owner, on an autocommit connection; each file in one transaction. What is there already stays as it
-    is. Of a partitioned table the partitions are made that the rows need. On another server than they came from, rows
-    name no transaction. Nothing is verified here: see `verify_archive`. Raises `ArchiveError` for a row that cannot be
-    stored, and then nothing of its file is.
+    is, and what was erased since then comes without its payload. Of a partitioned table the partitions are made that
+    the rows need. On another server than they came from, rows name no transaction. Nothing is verified here: see
+    `verify_archive`. Raises `ArchiveError` for a row that cannot be stored, and then nothing of its file is.
     """
     bounds = None if since is None else micros(since), None if before is None else micros(before)
     system = run(connection, moment(), _RESTORING).system
+    tree = run(connection, find_tree(table), _RESTORING) if run(connection, tables_exist(), _RESTORING) else None
     total, done, stored = sum(one.rows for one in manifests), 0, 0
     for manifest in manifests:
         files = [one for one in manifest.files if _concerns(one, since, before)]
@@ -54,7 +56,7 @@ def restore(
                 for rows in read_rows(store, file):
                     wanted = [row for row in rows if _within(row, bounds)]
                     stream = _stream(wanted, xid=manifest.system == system)
-                    stored += run(connection, store_rows(table, RESTORED, stream), _RESTORING)
+                    stored += run(connection, store_rows(table, tree, RESTORED, stream), _RESTORING)
                     done += len(rows)
                     progress(done, total)
     return stored

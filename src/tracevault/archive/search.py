@@ -56,7 +56,7 @@ class Archive:
             raise ArchiveError(f"there is no archive of table `{table}` in {self._store.location!r}")
         self._decryption = None if key_store is None else Decryption(KeyCache(open_key_store(key_store, create=False)))
         self._duckdb = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-        self._duckdb.create_function("at_path", _at_path, ["varchar", "varchar"], "boolean")
+        self._duckdb.create_function("at_path", at_path, ["varchar", "varchar"], "boolean")
         if not self._store.local:
             self._duckdb.register_filesystem(self._store.filesystem)
 
@@ -243,25 +243,27 @@ def _clauses(spec: Filter, value: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
         case "columns":
             for each in value:
                 yield f"{each} IS NULL", ()
-        case "paths":
-            for keys, text in value:
-                # The last key and its value stand in the text as jsonb writes them: most rows need no closer look.
-                number = isinstance(json.loads(text), (int, float)) and text not in ("true", "false")
-                wanted = f"{jsonb_text(keys[-1])}: {'' if number else text}"
-                yield f"contains({column}, ?) AND at_path({column}, ?)", (wanted, json.dumps([keys, text]))
-        case "key":
-            yield (
-                f"contains({column}, ?) AND at_path({column}, ?)",
-                (
-                    f"{jsonb_text(value)}:",
-                    json.dumps([["diff", value], None]),
-                ),
-            )
+        case "paths" | "key":
+            for text, wanted in needles(spec, value):
+                yield f"contains({column}, ?) AND at_path({column}, ?)", (text, wanted)
         case "words":
             for word in value:
                 yield _holds(word)
         case _:
             yield spec.sql.replace("{}", "?"), (value,)
+
+
+def needles(spec: Filter, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield, for a filter of paths or of a key, what stands in the text of what it finds, and what `at_path` takes.
+
+    The last key and its value stand there as jsonb writes them: so most rows need no closer look.
+    """
+    if spec.kind == "key":
+        yield f"{jsonb_text(value)}:", json.dumps([["diff", value], None])
+        return
+    for keys, text in value:
+        number = isinstance(json.loads(text), (int, float)) and text not in ("true", "false")
+        yield f"{jsonb_text(keys[-1])}: {'' if number else text}", json.dumps([keys, text])
 
 
 def _holds(word: str) -> tuple[str, tuple[Any, ...]]:
@@ -273,7 +275,7 @@ def _holds(word: str) -> tuple[str, tuple[Any, ...]]:
     return " OR ".join(clauses), tuple(params)
 
 
-def _at_path(document: str, wanted: str) -> bool:
+def at_path(document: str, wanted: str) -> bool:
     """Whether a document of JSON has a value at a path of keys; with None for the value, whether it has the key."""
     keys, text = json.loads(wanted)
     value = json.loads(document, parse_float=Decimal, parse_int=Decimal)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import Any
@@ -110,16 +110,19 @@ class _RunCheck:
         if proof is None:
             yield from self._files(None)
             return
-        with closing(self._store.open(proof.path)) as zipped:
+        with ExitStack() as stack:
             try:
+                zipped = stack.enter_context(closing(self._store.open(proof.path)))
                 if self._store.digest(proof.path)[1] != proof.sha256:
                     self._add("file", f"{proof.path} is not what the manifest {manifest.path} names")
                 self._tiles = TileArchive(zipped, proof.size)
                 self._check_tree(proof, self._tiles)
-            except ProofError as error:
+            except (ArchiveError, ProofError) as error:
                 self._tiles = None
                 self._add("checkpoint", f"{proof.path}: {error}")
             yield from self._files(Encoder(proof.tree))
+        if self._tiles is None:
+            return  # nothing was looked at
         for leaf in self._leaves.missing():
             self._add("deleted", f"{manifest.path} says that it is archived, and it is not there", leaf)
 

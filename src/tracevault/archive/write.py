@@ -16,10 +16,10 @@ from tracevault.archive.manifest import ArchivedFile, ArchiveManifest, Proof
 from tracevault.archive.proof import tiles_for, write_proof
 from tracevault.archive.rows import SCHEMA, Copied, batch_of, copied
 from tracevault.archive.store import NewFile, Store
-from tracevault.errors import ArchiveError
+from tracevault.errors import ArchiveError, ProofError
 from tracevault.flows.archive import Moment, Seen, Slice, checkpoint, left_out, moment, oldest, ranges, rows_sql
 from tracevault.flows.seal import Tree, find_tree, read_tiles, tables_exist
-from tracevault.flows.verify import prepare, stream
+from tracevault.flows.verify import prepare, stored_checkpoints, stream
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.leaf import Encoder
 from tracevault.integrity.note import Note
@@ -55,10 +55,11 @@ def archive(
     """Write what happened before a moment, and is not in the archive yet, into it; nothing leaves the table.
 
     Of a sealed table that is what a checkpoint covers, the newest that an anchor has; each row is hashed and compared
-    with its leaf, and one that is not as it was sealed stops it: `ArchiveError`. Interrupted, it leaves out the months
-    that are done when it is run again.
+    with its leaf, and one that is not as it was sealed stops it: `ArchiveError`, as does an archive of another log that
+    has this one's name. Interrupted, it leaves out the months that are done when it is run again.
     """
     known = store.manifests()
+    _check_same_log(connection, table, known)
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     made: list[ArchiveManifest] = []
@@ -97,8 +98,7 @@ class _Month:
     ) -> None:
         self._connection = connection
         self._store = store
-        exists = run(connection, tables_exist(), _ARCHIVING)
-        self._tree: Tree | None = run(connection, find_tree(table), _ARCHIVING) if exists else None
+        self._tree = _tree_of(connection, table)
         self._now: Moment = run(connection, moment(), _ARCHIVING)
         self._note, size = self._checkpoint()
         self.part = Slice(table, self._tree, size, start, end, *_known(known, self._tree, self._now.system, start))
@@ -121,10 +121,14 @@ class _Month:
         """Write the month; None where there is nothing of it that is not archived already."""
         files = _Files(self._store, self._run, self.part.start)
         run(self._connection, stream(self._tree is not None), _ARCHIVING)
-        for group in self._groups():
-            files.add(group)
-            progress(files.rows)
-        files.end()
+        try:
+            for group in self._groups():
+                files.add(group)
+                progress(files.rows)
+            files.end()
+        except BaseException:
+            files.abandon()
+            raise
         run(self._connection, stream(False), _ARCHIVING)
         if not files.done:
             return None
@@ -196,15 +200,11 @@ class _Files:
 
     def add(self, group: Sequence[Copied]) -> None:
         """Write a row group."""
-        try:
-            batch = batch_of(group)
-            if self._open is None:
-                self._begin()
-                self._first = group[0]
-            self._writer.write_batch(batch)
-        except BaseException:
-            self.abandon()
-            raise
+        batch = batch_of(group)
+        if self._open is None:
+            self._begin()
+            self._first = group[0]
+        self._writer.write_batch(batch)
         self._last = group[-1]
         self._rows += len(group)
         self.rows += len(group)
@@ -257,6 +257,29 @@ def _writer(file: NewFile) -> Iterator[Any]:
 
 def _time(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _tree_of(connection: Connection[Any], table: str) -> Tree | None:
+    return run(connection, find_tree(table), _ARCHIVING) if run(connection, tables_exist(), _ARCHIVING) else None
+
+
+def _check_same_log(connection: Connection[Any], table: str, manifests: Sequence[ArchiveManifest]) -> None:
+    """Make sure that what is archived of a log of this name is of this one: such rows are left out, and may go."""
+    tree = _tree_of(connection, table)
+    if tree is None:
+        return
+    for one in manifests:
+        proof = one.proof
+        if proof is None or (proof.tree, proof.origin) != (tree.name, tree.origin):
+            continue
+        stored = run(connection, stored_checkpoints(tree, proof.size, proof.size, 1), _ARCHIVING)
+        try:
+            known, said = (Checkpoint.parse(Note.parse(note).text) for note in (stored[0][1], proof.checkpoint))
+            same = known == said
+        except (IndexError, ProofError):
+            same = False
+        if not same:
+            raise ArchiveError(f"{one.path} has a checkpoint of another log than table `{table}`")
 
 
 def _known(

@@ -216,7 +216,7 @@ def _detach(
         for stretch in one.proof.leaves
     ]
     if tree is not None:
-        affected = run(link, archived(tree, leaves), _WORKING)
+        affected = run(link, archived(tree, leaves, until), _WORKING)
         if _agreed(affected, affected.rows, yes=yes):
             said = _said(store, manifests, None)
             ids = state_events(dsn, table, tree, affected, PRUNED, said, reason)
@@ -227,7 +227,7 @@ def _detach(
                 gone = apply_retention(link, Retention(table, tree, (), whole), (), ids, timeout, progress)
             click.echo(f"{number(gone, 'row')} removed from the table")
         return
-    plain = [(one, Seen(one.end, Snapshot.parse(one.snapshot))) for one in manifests if one.proof is None]
+    plain = [(one, Seen(min(one.end, until), Snapshot.parse(one.snapshot))) for one in manifests if one.proof is None]
     counts = [run(link, archived_unsealed(table, one.start, seen), _WORKING) for one, seen in plain]
     total = Affected([], sum(one.unsealed for one in counts), sum(one.held for one in counts))
     if not _agreed(total, total.unsealed, yes=yes):

@@ -151,10 +151,10 @@ def moment() -> Flow[Moment]:
 # ------------------------------------------------------------------------------- what is archived goes
 
 
-def archived(tree: Tree, leaves: Sequence[tuple[int, int]]) -> Flow[Affected]:
-    """Return which rows of some leaves may go: not those that are held, nor those of tracevault itself."""
+def archived(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> Flow[Affected]:
+    """Return which rows of some leaves may go, of before a moment: not those that are held, nor tracevault's own."""
     among = _among(leaves).replace("{", "{{").replace("}", "}}")
-    return affected(tree, f"{among} AND NOT {_OURS}", ())
+    return affected(tree, f"r.occurred_at < {{}} AND {among} AND NOT {_OURS}", (until,))
 
 
 def emptied(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> Flow[tuple[str, ...]]:
