@@ -116,7 +116,7 @@ def _condition(name: str, spec: Filter, value: Any) -> Column:
         case "columns":
             return reduce(and_, (F.col(each).isNull() for each in value))
         case "paths" | "key":
-            looked_at = F.udf(at_path, "boolean")
+            looked_at = F.udf(at_path, "boolean", useArrow=False)
             return reduce(
                 and_,
                 (column.contains(text) & looked_at(column, F.lit(wanted)) for text, wanted in needles(spec, value)),
