@@ -139,7 +139,7 @@ def test_help_lists_every_command(cli: Cli) -> None:
     assert listed == [
         *("demo", "emit", "find", "get", "count", "tail", "trace", "history", "diff", "histogram", "facets", "serve"),
         *("migrate", "partitions", "roles", "doctor", "spool"),
-        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push"),
+        *("keygen", "seal", "status", "verify", "prove", "verify-proof", "export", "import", "push", "ingest"),
         *("retention", "hold", "archive", "restore", "prune", "erase"),
         *("catalog", "lint", "init-sql", "sql-path", "bench", "completion"),
     ]

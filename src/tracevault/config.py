@@ -35,6 +35,8 @@ _SHOWN = 64
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _SCOPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
+_NATS = re.compile(r"(?:nats|tls)://[^\s,]+(?:,[^\s,]+)*")
+
 WRITE_URL = "DATABASE_URL_WRITE"
 READ_URL = "DATABASE_URL_READ"
 SIGNING_KEY = "TRACEVAULT_SIGNING_KEY"
@@ -133,6 +135,12 @@ class Config:
         "block",
         '`"block"`: `emit` waits up to `timeout`, then `QueueFullError`; `"raise"`: `QueueFullError` at once; '
         '`"drop_newest"`: the new record is lost, and counted',
+    )
+    ingest: str | None = _option(
+        None,
+        "a NATS cluster, `nats://one:4222,two:4222`: async records go into its JetStream stream, from which "
+        "`tracevault ingest` writes them to the database",
+        secret=True,
     )
     spool: str | os.PathLike[str] | None = _option(
         None, "a folder that keeps async records until PostgreSQL has them: they survive the process, and outages"
@@ -593,6 +601,19 @@ def _check_numbers(config: Config) -> None:
             )
 
 
+def _check_ingest(config: Config) -> None:
+    value = config.ingest
+    if value is None:
+        return
+    if not isinstance(value, str) or not _NATS.fullmatch(value):
+        # The value is not shown: it may hold a password.
+        raise ConfigError("`ingest` must be the address of a NATS cluster: nats://one:4222,two:4222", field="ingest")
+    if any(_server(cast("Mapping[str, Any]", entry)) != (None, None) for entry in config.scopes.values()):
+        raise ConfigError(
+            "`ingest` is for scopes of one server: a stream does not know which one a record is for", field="ingest"
+        )
+
+
 def _check_staleness(config: Config) -> None:
     value = config.max_staleness
     if value is None:
@@ -661,6 +682,7 @@ _CHECKS = cast(
         _check_callables,
         _check_numbers,
         _check_staleness,
+        _check_ingest,
         _check_spool,
         _check_seal,
     ),

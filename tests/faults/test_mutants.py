@@ -75,6 +75,18 @@ MUTANTS = {
         "test_sync_fails_once",
         "lost",
     ),
+    "a worker acknowledges before it stores": (
+        "ingest/worker.py",
+        [
+            (
+                "            try:\n                refused = await asyncio.to_thread(",
+                "            await asyncio.gather(*(message.ack() for message, _ in group))\n"
+                "            try:\n                refused = await asyncio.to_thread(",
+            )
+        ],
+        "test_workers_are_killed_before_they_acknowledge",
+        "lost| of ",
+    ),
     "an event loop stands still for each write": (
         "engine.py",
         [

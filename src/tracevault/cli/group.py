@@ -29,6 +29,7 @@ from tracevault.cli.histogram import histogram
 from tracevault.cli.history import history
 from tracevault.cli.hold import hold
 from tracevault.cli.import_ import import_events
+from tracevault.cli.ingest import ingest
 from tracevault.cli.init_sql import init_sql
 from tracevault.cli.keygen import keygen
 from tracevault.cli.lint import lint
@@ -95,7 +96,7 @@ for _command in (
     *(demo, emit, find, get, count, tail, trace, history, diff, histogram, facets, serve),
     *(migrate, partitions, roles, doctor, spool),
     *(keygen, seal, status, verify_command, prove_command, verify_proof_command),
-    *(export, import_events, push),
+    *(export, import_events, push, ingest),
     *(retention, hold, archive, restore, prune, erase),
     *(catalog, lint, init_sql, sql_path, bench, completion),
 ):

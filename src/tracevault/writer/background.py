@@ -83,6 +83,10 @@ class BackgroundWriter:
         self._reported = 0
         self._watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._delivery = Delivery(config, self._queue, self.counters)
+        if config.ingest is not None:
+            from tracevault.writer.stream import Publisher  # noqa: PLC0415 - it needs an extra
+
+            self._delivery.stream = Publisher(config.ingest)
         self._herald: Herald | None = None
         if config.notify:
             self._herald = Herald(connect, list(dict.fromkeys(config.tables.values())), self.counters)
@@ -450,6 +454,8 @@ class BackgroundWriter:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if self._herald is not None:
             self._herald.close(_LAST_SECONDS)
+        if self._delivery.stream is not None:
+            self._delivery.stream.close()
         if self.spool is not None:
             self.spool.close()
         self._stop_waiting_for_exit()

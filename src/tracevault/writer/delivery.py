@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import Connection
@@ -31,6 +31,9 @@ from tracevault.writer.stats import Counters
 from tracevault.writer.told import tell
 from tracevault.writer.upkeep import Spool
 from tracevault.writer.waiter import Waiter, finish_all
+
+if TYPE_CHECKING:
+    from tracevault.writer.stream import Publisher
 
 _log = logging.getLogger("tracevault")
 
@@ -55,6 +58,8 @@ class Delivery:
         self._queue = queue
         self._counters = counters
         self.spool: Spool | None = None
+        self.stream: Publisher | None = None
+        """Where async records go in place of the database."""
         self.give_up_at: float | None = None
         """When the vault is being closed: by `time.monotonic`, until when records are tried."""
         self.commit_cost = CommitCost()
@@ -107,6 +112,8 @@ class Delivery:
         self, session: Session, lane: Lane, part: Sequence[Item], place: Place
     ) -> tuple[TracevaultError | None, bool, bool]:
         """Return why ``part`` could not be stored, whether anything was sent, and whether it certainly is not there."""
+        if self.stream is not None and not lane.sync:
+            return self._published(self.stream, lane, part, place)
         replay = any(item.in_doubt for item in part)
         late = self._out_of_time()
         overdue_at = self._overdue_at(lane, part, late=late)
@@ -147,6 +154,21 @@ class Delivery:
             session.close()
         return failure, connected, certain
 
+    def _published(
+        self, stream: Publisher, lane: Lane, part: Sequence[Item], place: Place
+    ) -> tuple[TracevaultError | None, bool, bool]:
+        """Like `_try`, into the stream. Some may be there when it fails: they are known by their ids."""
+        started = time.perf_counter()
+        timeout = _LAST_CHANCE / 3 if self._out_of_time() else self._config.timeout
+        try:
+            stream.publish(lane.scope, lane.table, part, timeout, place)
+        except DriverError as error:
+            return error, True, False
+        replayed = sum(item.in_doubt for item in part)
+        seconds = time.perf_counter() - started
+        self._counters.add(batches=1, batch_rows=len(part), write_seconds=seconds, replayed=replayed)
+        return None, True, True
+
     @staticmethod
     def _insertion(lane: Lane, part: Sequence[Item], *, several: bool, replay: bool) -> Flow[int]:
         if lane.sync or several:
@@ -169,7 +191,7 @@ class Delivery:
         woken += [item.waiter for item in part if item.waiter is not None]
         if not lane.sync:  # else `emit` counts it
             self._counters.add(delivered=len(part))
-            if self._config.on_stored is not None:
+            if self._config.on_stored is not None and self.stream is None:
                 tell(self._config.on_stored, [item.prepared for item in part], "database")
         lane.refusals = (None, 0)
 
