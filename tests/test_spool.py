@@ -112,6 +112,25 @@ def events_while_down(folder: Path) -> int:
     return len([name for name in files(folder) if name.endswith(".spool")])
 
 
+def test_what_a_killed_process_leaves_is_no_damage(
+    face: OpenVault, ready_dsn: str, tmp_path: Path, impatient: None
+) -> None:
+    """A record whose writing was cut short, and the lock of a file that was being removed."""
+    vault = open_vault(face, ready_dsn, tmp_path)
+    with down(ready_dsn):
+        for number in range(20):
+            vault.emit(str(number))
+        vault.close(timeout=0.2)
+    (file,) = (tmp_path / "spool").glob("*.spool")
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[-(len(whole) - whole.rindex(b"\xf1TV\n")) :][:40])
+    (tmp_path / "spool" / "1-0123456789ab.lock").touch()
+    second = open_vault(face, ready_dsn, tmp_path)
+    wait_for(lambda: files(tmp_path) == [])
+    assert second.stats().dead == 0
+    assert sorted(events(ready_dsn)) == sorted(map(str, range(20)))
+
+
 def test_a_killed_process_loses_nothing(ready_dsn: str, face: OpenVault, tmp_path: Path) -> None:
     body = "n = 0\nwhile True:\n    print(vault.emit('e', data={'n': n}).id, flush=True)\n    n += 1\n"
     acknowledged: list[str] = []

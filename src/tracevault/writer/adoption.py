@@ -72,6 +72,19 @@ class SpoolFolder:
                 if file.damaged:
                     _tell_damage(file)
                 yield file
+        self._remove_locks()
+
+    def _remove_locks(self) -> None:
+        """Remove the locks of files that are gone: their owners died in between."""
+        for path in self.path.glob(f"*{LOCK_SUFFIX}"):
+            if path.with_suffix(SUFFIX).exists():
+                continue
+            lock = acquire_lock(path)  # whoever makes a file holds its lock before the file is there
+            if lock is None:
+                continue
+            if not path.with_suffix(SUFFIX).exists():
+                path.unlink(missing_ok=True)
+            os.close(lock)
 
     def _open(self, path: Path, lock: int) -> SpoolFile | None:
         try:

@@ -91,6 +91,8 @@ class Found(NamedTuple):
     """Records that are neither delivered nor readable."""
     torn: int
     """Bytes at the end that are no whole frame, nor the beginning of one: its writer died over that."""
+    pieces: frozenset[int]
+    """Where bytes stand that are no whole frame."""
 
 
 class SpoolFile:
@@ -109,6 +111,7 @@ class SpoolFile:
         self.depth = 0
         self.damaged = False
         self.unreadable = self.torn = 0
+        self._pieces: frozenset[int] = frozenset()
         """Of an orphan: records that cannot be read, and bytes at its end that are no whole frame."""
         self.distrusted = False
         """Whether a sync has failed: what it was to write is lost, perhaps, though later ones succeed."""
@@ -173,7 +176,7 @@ class SpoolFile:
             raise
         file = cls(path, lock, descriptor, target=found.target, mine=False)
         file.size = os.fstat(descriptor).st_size
-        file.unreadable, file.torn = found.unreadable, found.torn
+        file.unreadable, file.torn, file._pieces = found.unreadable, found.torn, found.pieces
         file.damaged = bool(found.unreadable or found.torn)
         file._retired = True
         file._columns, file._names = found.columns, found.lanes
@@ -326,7 +329,8 @@ class SpoolFile:
                 break
             at = following
             if body is None:
-                self.damaged = True
+                # A piece that its writer left when it was killed is no damage: no `emit` had returned.
+                self.damaged = self.damaged or place not in self._pieces
                 continue
             if body.startswith(b"R"):
                 _, seq, number, _ = _RECORD.unpack_from(body)
@@ -427,11 +431,13 @@ def scan(path: Path, descriptor: int) -> Found:
     """
     header: dict[str, Any] = {}
     lanes: dict[int, tuple[str, str]] = {}
+    pieces: list[int] = []
     records: list[tuple[int, int, int]] = []
     runs: list[tuple[int, int]] = []
     size, whole = os.fstat(descriptor).st_size, 0
     for at, following, body in read_frames(descriptor, 0, size):
         if body is None:
+            pieces.append(at)
             continue
         whole = following
         if body.startswith(b"R"):
@@ -456,6 +462,7 @@ def scan(path: Path, descriptor: int) -> Found:
         left=[record for record in records if record[0] not in delivered and record[1] in lanes],
         unreadable=last - len(read | delivered),
         torn=0 if begins_frame(descriptor, whole, size) else size - whole,
+        pieces=frozenset(pieces),
     )
 
 
