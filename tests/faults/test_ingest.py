@@ -175,13 +175,19 @@ def test_workers_are_killed_before_they_acknowledge(stage: Stage) -> None:
         time.sleep(0.35)
         stage.kill_worker()
     with stage.scenario.server.locked(stage.scenario.dbname, "audit_logs"):
-        time.sleep(0.5)
+        stage.scenario.until(lambda: waits_for_the_table(stage), 30, "no worker waits for the table")
         stage.kill_worker()
     victim.do("stop")
     count = victim.stats()["emitted"]
     stage.settled(victim, count)
     assert stage.killed == 13
     stage.scenario.check(acknowledged=count)
+
+
+def waits_for_the_table(stage: Stage) -> bool:
+    """Whether a worker has taken a batch, and cannot store it."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(stage.scenario.server.sql(waiting, dbname=stage.scenario.dbname)[0][0])
 
 
 def test_the_database_is_down_for_a_while(stage: Stage) -> None:
