@@ -21,7 +21,7 @@ from tests.newest import server
 from tests.test_cli import Cli, cli
 from tracevault import ConfigError, UndeliveredError
 from tracevault.config import config_from
-from tracevault.writer.stream import DEAD, EVENTS, connected, decode, servers_of
+from tracevault.writer.stream import EVENTS, connected, decode, servers_of
 
 __all__ = ["cli", "server"]  # fixtures
 
@@ -92,7 +92,7 @@ def test_what_is_refused_says_why(ready_dsn: str, nats: Cluster, face: OpenVault
     asyncio.run(publish(nats, f"{EVENTS}.audit_logs", b"nonsense"))
     with working(nats, ready_dsn) as worker:
         arrived(ready_dsn, 2)
-        letters = asyncio.run(dead_letters(nats, 3))
+        letters = asyncio.run(nats.dead_letters(3))
     said = sorted((letter["Tracevault-Code"], letter["Tracevault-Reason"]) for letter in letters)
     assert [code for code, _ in said] == ["", "", "23514"]
     assert "is taken in table `audit_logs` by an event with other content" in "".join(reason for _, reason in said)
@@ -104,21 +104,6 @@ async def publish(nats: Cluster, subject: str, data: bytes) -> None:
     client = await connected(servers_of(nats.address), 10)
     try:
         await client.jetstream().publish(subject, data)
-    finally:
-        await client.close()
-
-
-async def dead_letters(nats: Cluster, count: int) -> list[dict[str, str]]:
-    """The headers of dead letters."""
-    client = await connected(servers_of(nats.address), 10)
-    try:
-        pulled = await client.jetstream().pull_subscribe(f"{DEAD}.*", durable="test")
-        found: list[dict[str, str]] = []
-        while len(found) < count:
-            for message in await pulled.fetch(count, timeout=10):
-                found.append(dict(message.headers))
-                await message.ack()
-        return found
     finally:
         await client.close()
 

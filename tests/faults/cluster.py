@@ -20,7 +20,7 @@ from typing import Any
 
 from tracevault.errors import DriverError
 from tracevault.ingest.streams import setup
-from tracevault.writer.stream import STREAM, servers_of
+from tracevault.writer.stream import DEAD, STREAM, connected, servers_of
 
 BINARY = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 NODES = 3
@@ -116,6 +116,20 @@ class Cluster:
                     return node
             time.sleep(0.2)
         raise AssertionError("no node leads the stream")
+
+    async def dead_letters(self, count: int) -> list[dict[str, str]]:
+        """The headers of so many dead letters."""
+        client = await connected(servers_of(self.address), 10)
+        try:
+            pulled = await client.jetstream().pull_subscribe(f"{DEAD}.*", durable="test")
+            found: list[dict[str, str]] = []
+            while len(found) < count:
+                for message in await pulled.fetch(count, timeout=10):
+                    found.append(dict(message.headers))
+                    await message.ack()
+            return found
+        finally:
+            await client.close()
 
     def close(self) -> None:
         for node in self.nodes:

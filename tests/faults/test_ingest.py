@@ -16,7 +16,6 @@ import pytest
 from tests.faults.cluster import BINARY, Cluster, Relay
 from tests.faults.ledger import FaultError, VacuousError
 from tests.faults.supervisor import SOURCES, Scenario, Victim
-from tracevault.writer.stream import DEAD, connected, servers_of
 
 pytestmark = [
     pytest.mark.skipif(BINARY is None, reason="needs nats-server"),
@@ -212,20 +211,6 @@ def test_poison_goes_to_the_dead_letter_subject(stage: Stage) -> None:
     tokens = victim.do("emit", count=3, tenant_id="poison")
     victim.do("emit", count=100)
     stage.settled(victim, 200)
-    letters = asyncio.run(dead_letters(stage, 3))
+    letters = asyncio.run(stage.cluster.dead_letters(3))
     assert [headers["Tracevault-Code"] for headers in letters] == ["23514"] * 3
     stage.scenario.check(acknowledged=203, dead=tokens)
-
-
-async def dead_letters(stage: Stage, count: int) -> list[dict[str, str]]:
-    client = await connected(servers_of(stage.cluster.address), 10)
-    try:
-        pulled = await client.jetstream().pull_subscribe(f"{DEAD}.*", durable="test")
-        found: list[dict[str, str]] = []
-        while len(found) < count:
-            for message in await pulled.fetch(count, timeout=10):
-                found.append(dict(message.headers))
-                await message.ack()
-        return found
-    finally:
-        await client.close()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from pyspark.sql import SparkSession
 from tests.conftest import TEMPLATE, database
 from tests.newest import server
 from tests.sealed import Sealed
-from tests.test_archive import FILTERS, month, populate, rewritten, verified, write_all
+from tests.test_archive import FILTERS, log, month, populate, rewritten, verified, write_all
 from tracevault import Archive, ArchiveError, Verdict
 from tracevault.archive.spark import find, verify
 
-__all__ = ["server"]  # the fixture
+__all__ = ["log", "server"]  # fixtures
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -38,14 +38,6 @@ def spark() -> Iterator[SparkSession]:
     )
     yield made
     made.stop()
-
-
-@pytest.fixture
-def log(ready_dsn: str, tmp_path: Path) -> Iterator[Sealed]:
-    populate(ready_dsn)
-    with closing(Sealed(ready_dsn, tmp_path)) as sealed:
-        sealed.seal()
-        yield sealed
 
 
 @pytest.fixture

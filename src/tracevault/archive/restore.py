@@ -16,7 +16,7 @@ from tracevault.errors import ArchiveError
 from tracevault.events.binary import HEADER, TRAILER
 from tracevault.flows.archive import moment
 from tracevault.flows.restore import make_stage, store_rows
-from tracevault.flows.seal import find_tree, tables_exist
+from tracevault.flows.seal import sealed_tree
 from tracevault.postgres.failures import Place
 from tracevault.postgres.partitions import ensure_between
 from tracevault.postgres.run import run
@@ -44,7 +44,7 @@ def restore(
     """
     bounds = None if since is None else micros(since), None if before is None else micros(before)
     system = run(connection, moment(), _RESTORING).system
-    tree = run(connection, find_tree(table), _RESTORING) if run(connection, tables_exist(), _RESTORING) else None
+    tree = run(connection, sealed_tree(table), _RESTORING)
     total, done, stored = sum(one.rows for one in manifests), 0, 0
     for manifest in manifests:
         files = [one for one in manifest.files if _concerns(one, since, before)]

@@ -46,7 +46,7 @@ _TIME = Struct("!q")
 _XID = Struct("!Q")
 _NULL = _LENGTH.pack(-1)
 # Microseconds from 1970, where Parquet counts from, to 2000, where PostgreSQL does.
-_FROM_2000 = 946_684_800_000_000
+FROM_2000 = 946_684_800_000_000
 # What stands for infinity, and negated for minus infinity, in PostgreSQL and in readers of Parquet such as DuckDB.
 INFINITY = 2**63 - 1
 
@@ -113,10 +113,10 @@ def _unix(name: str, value: bytes | None, rows: Sequence[Copied]) -> int:
     (moment,) = _TIME.unpack(value or b"")
     if abs(moment) >= INFINITY:
         return INFINITY if moment > 0 else -INFINITY
-    if moment + _FROM_2000 >= INFINITY:
+    if moment + FROM_2000 >= INFINITY:
         found = next(row for row in rows if row.fields[NAMES.index(name)] == value)
         raise ArchiveError(f"event {found.id} cannot be archived: Parquet has no number for its `{name}`")
-    return int(moment + _FROM_2000)
+    return int(moment + FROM_2000)
 
 
 class Archived(NamedTuple):
@@ -171,7 +171,7 @@ def _encoder(name: str) -> Any:
 
 
 def _time(value: int) -> bytes:
-    return _TIME.pack(value if value == INFINITY else -(2**63) if value == -INFINITY else value - _FROM_2000)
+    return _TIME.pack(value if value == INFINITY else -(2**63) if value == -INFINITY else value - FROM_2000)
 
 
 def _uuid(value: str) -> bytes:

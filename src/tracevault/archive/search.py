@@ -11,10 +11,10 @@ from decimal import Decimal
 from typing import Any, Unpack
 from uuid import UUID
 
-from tracevault.archive.manifest import ArchivedFile
-from tracevault.archive.rows import INFINITY, NAMES
+from tracevault.archive.manifest import ArchivedFile, ArchiveManifest
+from tracevault.archive.rows import FROM_2000, INFINITY, NAMES
 from tracevault.archive.store import Store
-from tracevault.archive.verify import verify_archive
+from tracevault.archive.verify import micros, verify_archive
 from tracevault.config import DEFAULT_TABLE, check_table_name
 from tracevault.errors import ArchiveError, ConfigError
 from tracevault.events.data_key import KeyCache
@@ -36,8 +36,6 @@ except ImportError as error:
     raise ConfigError(message) from error
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Microseconds from 1970 to 2000, where cursors count from.
-_FROM_2000 = 946_684_800_000_000
 
 
 class Archive:
@@ -117,13 +115,13 @@ class Archive:
         rows = self._records(found[: at.limit])
         if len(found) <= at.limit:
             return Page(rows, None)
-        last = Place(found[at.limit - 1][-1] - _FROM_2000, rows[-1].id)
+        last = Place(found[at.limit - 1][-1] - FROM_2000, rows[-1].id)
         return Page(rows, write_walk(replace(at, last=last)))
 
     def _ask(
         self, columns: str, checked: Mapping[str, Any], more: Sequence[tuple[str, tuple[Any, ...]]], end: str
     ) -> list[tuple[Any, ...]]:
-        files = [self._store.full(one.path) for one in self._files(checked)]
+        files = [self._store.full(one.path) for one in files_of(self._manifests, checked)]
         if not files:
             return []
         clauses = [*_conditions(checked), *more]
@@ -141,15 +139,16 @@ class Archive:
             self._decryption.open_all(rows)
         return rows
 
-    def _files(self, checked: Mapping[str, Any]) -> Iterator[ArchivedFile]:
-        """Yield the files whose times the filters leave."""
-        for manifest in self._manifests:
-            for file in manifest.files:
-                if "since" in checked and file.last < checked["since"]:
-                    continue
-                if "until" in checked and file.first > checked["until"]:
-                    continue
-                yield file
+
+def files_of(manifests: Sequence[ArchiveManifest], checked: Mapping[str, Any]) -> Iterator[ArchivedFile]:
+    """Yield the files whose times the checked filters leave."""
+    for manifest in manifests:
+        for file in manifest.files:
+            if "since" in checked and file.last < checked["since"]:
+                continue
+            if "until" in checked and file.first > checked["until"]:
+                continue
+            yield file
 
 
 def merged(table: str, filters: Mapping[str, Any], *pages: Page) -> Page:
@@ -160,12 +159,8 @@ def merged(table: str, filters: Mapping[str, Any], *pages: Page) -> Page:
     kept = rows[: at.limit]
     if len(kept) == len(rows) and all(page.next_cursor is None for page in pages):
         return Page(kept, None)
-    last = Place(_micros(kept[-1].occurred_at) - _FROM_2000, kept[-1].id)
+    last = Place(micros(kept[-1].occurred_at) - FROM_2000, kept[-1].id)
     return Page(kept, write_walk(replace(at, last=last)))
-
-
-def _micros(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def check_page(filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +169,7 @@ def check_page(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _after(place: Place) -> tuple[int, str]:
-    return place.time + _FROM_2000, str(place.id)
+    return place.time + FROM_2000, str(place.id)
 
 
 _COLUMNS = ", ".join(

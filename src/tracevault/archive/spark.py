@@ -19,7 +19,7 @@ from pyspark.sql import functions as F  # noqa: N812 - as everybody calls it
 
 from tracevault.archive.manifest import ArchiveManifest
 from tracevault.archive.rows import NAMES
-from tracevault.archive.search import at_path, needles
+from tracevault.archive.search import at_path, files_of, needles
 from tracevault.archive.store import Store
 from tracevault.archive.verify import verify_archive
 from tracevault.config import DEFAULT_TABLE, check_table_name
@@ -81,13 +81,7 @@ def find(spark: SparkSession, location: str, table: str = DEFAULT_TABLE, **filte
     """Return the archived events for which the filters hold, with the columns of the table; payloads are JSON text."""
     checked = check(filters, COUNT_FILTERS, "find")
     store = Store(location, check_table_name(table, "table"))
-    files = [
-        store.full(file.path)
-        for manifest in store.manifests()
-        for file in manifest.files
-        if not ("since" in checked and file.last < checked["since"])
-        and not ("until" in checked and file.first > checked["until"])
-    ]
+    files = [store.full(file.path) for file in files_of(store.manifests(), checked)]
     if not files:
         raise ArchiveError(f"there is nothing of table `{table}` of that time in {location!r}")
     # Which times a file has, its manifest says; its folder need not.

@@ -18,7 +18,7 @@ from tracevault.archive.rows import SCHEMA, Copied, batch_of, copied
 from tracevault.archive.store import NewFile, Store
 from tracevault.errors import ArchiveError, ProofError
 from tracevault.flows.archive import Moment, Seen, Slice, checkpoint, left_out, moment, oldest, ranges, rows_sql
-from tracevault.flows.seal import Tree, find_tree, read_tiles, tables_exist
+from tracevault.flows.seal import Tree, read_tiles, sealed_tree
 from tracevault.flows.verify import prepare, stored_checkpoints, stream
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.leaf import Encoder
@@ -98,7 +98,7 @@ class _Month:
     ) -> None:
         self._connection = connection
         self._store = store
-        self._tree = _tree_of(connection, table)
+        self._tree = run(connection, sealed_tree(table), _ARCHIVING)
         self._now: Moment = run(connection, moment(), _ARCHIVING)
         self._note, size = self._checkpoint()
         self.part = Slice(table, self._tree, size, start, end, *_known(known, self._tree, self._now.system, start))
@@ -259,13 +259,9 @@ def _time(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _tree_of(connection: Connection[Any], table: str) -> Tree | None:
-    return run(connection, find_tree(table), _ARCHIVING) if run(connection, tables_exist(), _ARCHIVING) else None
-
-
 def _check_same_log(connection: Connection[Any], table: str, manifests: Sequence[ArchiveManifest]) -> None:
     """Make sure that what is archived of a log of this name is of this one: such rows are left out, and may go."""
-    tree = _tree_of(connection, table)
+    tree = run(connection, sealed_tree(table), _ARCHIVING)
     if tree is None:
         return
     for one in manifests:

@@ -28,7 +28,7 @@ from tracevault.flows.archive import (
 )
 from tracevault.flows.custody import Affected
 from tracevault.flows.retention import Retention
-from tracevault.flows.seal import find_tree, tables_exist
+from tracevault.flows.seal import sealed_tree
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.schema.custody import PRUNED
@@ -122,7 +122,8 @@ def restore(
     from tracevault.archive.store import Store  # noqa: PLC0415
 
     name, dsn = check_table_name(table, "--table"), write_dsn(dsn)
-    first, end = (None if text is None else moment(text, option) for text, option in _bounds(since, before))
+    first = None if since is None else moment(since, "--since")
+    end = None if before is None else moment(before, "--before")
     store = Store(location, name)
     wanted = [
         one for one in store.manifests() if (first is None or one.end > first) and (end is None or one.start < end)
@@ -137,10 +138,6 @@ def restore(
         with vault(dsn, name) as audit:
             audit.emit(RESTORED, data=said, meta=operator())
     click.echo(f"{number(stored, 'row')} restored")
-
-
-def _bounds(since: str | None, before: str | None) -> list[tuple[str | None, str]]:
-    return [(since, "--since"), (before, "--before")]
 
 
 def _now(link: Connection[Any]) -> datetime:
@@ -208,7 +205,7 @@ def _detach(
 ) -> None:
     """Remove from the table what the archive has, and an event says so first."""
     table = store.table
-    tree = run(link, find_tree(table), _WORKING) if run(link, tables_exist(), _WORKING) else None
+    tree = run(link, sealed_tree(table), _WORKING)
     leaves = [
         stretch
         for one in manifests

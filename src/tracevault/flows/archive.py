@@ -9,12 +9,10 @@ from typing import NamedTuple
 
 from tracevault.flows import Flow, Query
 from tracevault.flows.custody import Affected, affected
-from tracevault.flows.holds import holds_exist
 from tracevault.flows.partitions import look
+from tracevault.flows.retention import OURS_ONLY, count_unsealed, delete_rows, held_rows
 from tracevault.flows.seal import Tree
 from tracevault.integrity.leaf import READ
-from tracevault.schema import guards
-from tracevault.schema.custody import OURS
 from tracevault.schema.holds import is_held
 from tracevault.schema.position import Snapshot
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TILES
@@ -154,7 +152,7 @@ def moment() -> Flow[Moment]:
 def archived(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> Flow[Affected]:
     """Return which rows of some leaves may go, of before a moment: not those that are held, nor tracevault's own."""
     among = _among(leaves).replace("{", "{{").replace("}", "}}")
-    return affected(tree, f"r.occurred_at < {{}} AND {among} AND NOT {_OURS}", (until,))
+    return affected(tree, f"r.occurred_at < {{}} AND {among} AND NOT {OURS_ONLY}", (until,))
 
 
 def emptied(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> Flow[tuple[str, ...]]:
@@ -171,7 +169,7 @@ def emptied(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> F
         stays = yield Query(
             f"SELECT EXISTS (SELECT FROM {found.sql} AS r LEFT JOIN {LEAVES} AS l "
             "ON l.tree = $1 AND l.id = r.id AND l.occurred_at = r.occurred_at "
-            f"WHERE NOT {_OURS} AND ({_among(leaves)} IS NOT TRUE OR {is_held('$2')}))",
+            f"WHERE NOT {OURS_ONLY} AND ({_among(leaves)} IS NOT TRUE OR {is_held('$2')}))",
             (tree.number, tree.table),
         )
         if not stays.rows[0][0]:
@@ -181,12 +179,8 @@ def emptied(tree: Tree, leaves: Sequence[tuple[int, int]], until: datetime) -> F
 
 def archived_unsealed(table: str, start: datetime, seen: Seen) -> Flow[Affected]:
     """Return how many rows of what was archived of a table that is not sealed may go, and how many are held."""
-    held = is_held(f"'{table}'") if (yield from holds_exist()) else "false"
-    found = yield Query(
-        "SELECT count(*) FILTER (WHERE NOT held), count(*) FILTER (WHERE held) FROM "
-        f'(SELECT {held} AS held FROM "{table}" AS r WHERE {_gone(start, seen)}) AS archived'
-    )
-    return Affected([], *found.rows[0])
+    held = yield from held_rows(table)
+    return (yield from count_unsealed(table, _gone(start, seen), (), held))
 
 
 def delete_archived(table: str, start: datetime, seen: Seen, limit: int) -> Flow[int]:
@@ -194,23 +188,11 @@ def delete_archived(table: str, start: datetime, seen: Seen, limit: int) -> Flow
 
     In one transaction of the caller's, as the table's owner.
     """
-    held = is_held(f"'{table}'") if (yield from holds_exist()) else "false"
-    yield Query(f"SELECT set_config('{guards.CUSTODY}', 'on', true)")
-    done = yield Query(
-        f'WITH due AS MATERIALIZED (SELECT r.id, r.occurred_at FROM "{table}" AS r '
-        f"WHERE {_gone(start, seen)} AND NOT {held} LIMIT $1), "
-        f'gone AS (DELETE FROM "{table}" AS r USING due WHERE r.id = due.id AND r.occurred_at = due.occurred_at '
-        "RETURNING 1) SELECT count(*) FROM gone",
-        (limit,),
-    )
-    return int(done.rows[0][0])
-
-
-_OURS = f"starts_with(r.event, '{OURS}')"
+    return (yield from delete_rows(table, _gone(start, seen), (), limit))
 
 
 def _gone(start: datetime, seen: Seen) -> str:
-    return f"r.occurred_at >= {_literal(start)} AND {_was_seen(seen)} AND NOT {_OURS}"
+    return f"r.occurred_at >= {_literal(start)} AND {_was_seen(seen)} AND NOT {OURS_ONLY}"
 
 
 def _was_seen(seen: Seen) -> str:

@@ -24,7 +24,7 @@ _BEFORE = """
 SELECT least(clock_timestamp(), (SELECT min(prepared) FROM pg_prepared_xacts),
   (SELECT min(xact_start) FROM pg_stat_activity WHERE pid <> pg_backend_pid())) - $1::interval
 """
-_OURS = f"starts_with(r.event, '{OURS}')"
+OURS_ONLY = f"starts_with(r.event, '{OURS}')"
 
 
 class Due(NamedTuple):
@@ -61,7 +61,7 @@ def retention(table: str, tree: Tree | None, known: Sequence[Rule]) -> Flow[Rete
     layout = yield from look(table)
     if layout is None:
         raise MigrationError(f"table `{table}` does not exist")
-    held = yield from _held(table)
+    held = yield from held_rows(table)
     due: list[Due] = []
     for rule in known:
         if rule.period != FOREVER:
@@ -71,7 +71,7 @@ def retention(table: str, tree: Tree | None, known: Sequence[Rule]) -> Flow[Rete
             if tree is not None:
                 due.append(Due(rule, before, (yield from affected(tree, clause, params))))
             else:
-                due.append(Due(rule, before, (yield from _unsealed(table, clause, params, held))))
+                due.append(Due(rule, before, (yield from count_unsealed(table, _placed(clause, params), params, held))))
     return Retention(table, tree, tuple(due), (yield from _drops(layout, due, known, held)))
 
 
@@ -89,15 +89,16 @@ def _placed(clause: str, params: Sequence[Any], first: int = 1) -> str:
     return clause.format(*(f"${place}" for place in range(first, first + len(params))))
 
 
-def _held(table: str) -> Flow[str]:
+def held_rows(table: str) -> Flow[str]:
     """Return the condition that a row is held; a table that was never sealed may have no holds."""
     return is_held(f"'{table}'") if (yield from holds_exist()) else "false"
 
 
-def _unsealed(table: str, clause: str, params: Sequence[Any], held: str) -> Flow[Affected]:
+def count_unsealed(table: str, condition: str, params: Sequence[Any], held: str) -> Flow[Affected]:
+    """Return how many rows ``r`` a condition holds for, of a table that is not sealed, and how many are held."""
     found = yield Query(
         "SELECT count(*) FILTER (WHERE NOT held), count(*) FILTER (WHERE held) "
-        f'FROM (SELECT {held} AS held FROM "{table}" AS r WHERE {_placed(clause, params)}) AS due',
+        f'FROM (SELECT {held} AS held FROM "{table}" AS r WHERE {condition}) AS due',
         tuple(params),
     )
     return Affected([], *found.rows[0])
@@ -123,7 +124,7 @@ def _goes_whole(part: str, due: Sequence[Due], known: Sequence[Rule], held: str)
     clause, params = _any_due(due, known)
     result = yield Query(
         f"SELECT NOT EXISTS (SELECT FROM {part} AS r "
-        f"WHERE NOT {_OURS} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
+        f"WHERE NOT {OURS_ONLY} AND (({_placed(clause, params)}) IS NOT TRUE OR {held}))",
         params,
     )
     return bool(result.rows[0][0])
@@ -138,7 +139,7 @@ def drop_unsealed(table: str, name: str, planned: Retention, known: Sequence[Rul
     assert layout is not None
     part, parent = layout.beside(name), layout.beside(table)
     yield Query(f"LOCK TABLE {part} IN ACCESS EXCLUSIVE MODE")
-    held = yield from _held(table)
+    held = yield from held_rows(table)
     if not (yield from _goes_whole(part, planned.due, known, held)):
         return 0
     clause, params = _any_due(planned.due, known)
@@ -160,12 +161,20 @@ def delete_unsealed(table: str, due: Due, known: Sequence[Rule], limit: int) -> 
 
     In one transaction of the caller's, as the table's owner.
     """
-    held = yield from _held(table)
     clause, params = _due(due.rule, known, due.before)
+    return (yield from delete_rows(table, _placed(clause, params), params, limit))
+
+
+def delete_rows(table: str, condition: str, params: Sequence[Any], limit: int) -> Flow[int]:
+    """Delete at most ``limit`` rows ``r`` for which a condition holds, but those that are held; return how many went.
+
+    In one transaction of the caller's, as the table's owner.
+    """
+    held = yield from held_rows(table)
     yield Query(f"SELECT set_config('{guards.CUSTODY}', 'on', true)")
     done = yield Query(
         f'WITH due AS MATERIALIZED (SELECT r.id, r.occurred_at FROM "{table}" AS r '
-        f"WHERE {_placed(clause, params)} AND NOT {held} LIMIT ${len(params) + 1}), "
+        f"WHERE {condition} AND NOT {held} LIMIT ${len(params) + 1}), "
         f'gone AS (DELETE FROM "{table}" AS r USING due WHERE r.id = due.id AND r.occurred_at = due.occurred_at '
         "RETURNING 1) SELECT count(*) FROM gone",
         (*params, limit),

@@ -92,6 +92,11 @@ def tables_exist() -> Flow[bool]:
     return bool(found.rows[0][0])
 
 
+def sealed_tree(table: str) -> Flow[Tree | None]:
+    """Return the present tree of ``table``; None where it was never sealed."""
+    return (yield from find_tree(table)) if (yield from tables_exist()) else None
+
+
 def check_canary() -> Flow[None]:
     """Make sure that this server hashes a known row as everybody else does; else `SealError`, before it hashes ours."""
     found = yield Query(canary_sql())

@@ -15,7 +15,7 @@ from psycopg import Connection
 
 from tracevault.errors import SealError
 from tracevault.flows.custody import Ranges, anchored, carry_out, stated
-from tracevault.flows.seal import Tree, find_tree, sealed_as, tables_exist
+from tracevault.flows.seal import Tree, sealed_as, sealed_tree
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.schema.custody import PRUNED
@@ -30,7 +30,7 @@ _LOOK = 0.1
 
 def tree_of(connection: Connection[Any], table: str) -> Tree:
     """Return the tree of a table; `SealError` if it was never sealed."""
-    tree = run(connection, find_tree(table), _WORKING) if run(connection, tables_exist(), _WORKING) else None
+    tree = run(connection, sealed_tree(table), _WORKING)
     if tree is None:
         raise SealError(
             f"table `{table}` was never sealed, so nobody could tell later what is gone: run `tracevault seal`"

@@ -22,7 +22,7 @@ from psycopg import Connection, IsolationLevel
 from tracevault.errors import ProofError, SealError
 from tracevault.events.payload import decode, iso_utc
 from tracevault.events.record import PAYLOAD_SALT
-from tracevault.flows.seal import HASH, Tree, find_tree, tables_exist
+from tracevault.flows.seal import HASH, Tree, sealed_tree
 from tracevault.flows.verify import GONE, newest_checkpoint, prepare, rows_sql, stored_tiles, stream
 from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.leaf import FIELDS, PAYLOADS, statement_of
@@ -57,7 +57,7 @@ def export(
     connection.read_only = True
     with connection.transaction():
         run(connection, prepare(), _EXPORTING)
-        tree = run(connection, find_tree(table), _EXPORTING) if run(connection, tables_exist(), _EXPORTING) else None
+        tree = run(connection, sealed_tree(table), _EXPORTING)
         if tree is None:
             raise SealError(f"table `{table}` was never sealed: `tracevault seal --table {table}` begins that")
         note = run(connection, newest_checkpoint(tree, tree.size), _EXPORTING)

@@ -17,7 +17,7 @@ from tracevault.flows.custody import drop_partition
 from tracevault.flows.migrate import LOCK_NOT_AVAILABLE
 from tracevault.flows.partitions import LOCK_TIMEOUT
 from tracevault.flows.retention import Retention, delete_unsealed, drop_unsealed, retention
-from tracevault.flows.seal import find_tree, tables_exist
+from tracevault.flows.seal import sealed_tree
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.postgres.schema import patiently
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 def plan_retention(connection: Connection[Any], table: str, known: Sequence[Rule]) -> Retention:
     """Return what rules let go of a table."""
     with connection.transaction():
-        tree = run(connection, find_tree(table), _WORKING) if run(connection, tables_exist(), _WORKING) else None
+        tree = run(connection, sealed_tree(table), _WORKING)
         return run(connection, retention(table, tree, known), _WORKING)
 
 
