@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,7 +34,7 @@ from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.schema.custody import PRUNED
 from tracevault.schema.position import Snapshot
-from tracevault.sealing.retention import STEP, apply_retention
+from tracevault.sealing.retention import apply_retention, delete_in_steps
 
 if TYPE_CHECKING:
     from tracevault.archive.manifest import ArchiveManifest
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 ARCHIVED = "tracevault.archived"
 RESTORED = "tracevault.restored"
 _WORKING = Place("archiving")
+# What goes on with what an error ended.
+_AGAIN = "archive --detach"
 
 _location = click.option("--to", "location", metavar="PLACE", required=True, help="a folder, or `s3://BUCKET/PATH`")
 _keys = click.option("--key", "keys", metavar="KEY", multiple=True, help="the log's verifier key; repeatable")
@@ -90,8 +93,11 @@ def archive(
         with connection(dsn, "archiving") as reading, progress_bar("archived") as progress:
             written = archive_rows(reading, name, until, store, progress)
         _tell(dsn, store)
-        rows = sum(one.rows for one in written.manifests)
-        click.echo(f"{number(rows, 'row')} of {number(len(written.manifests), 'month')} archived to {location}")
+        if written.manifests:
+            rows = sum(one.rows for one in written.manifests)
+            click.echo(f"{number(rows, 'row')} of {number(len(written.manifests), 'month')} archived to {location}")
+        else:
+            click.echo(f"nothing to archive that is not in {location} already")
         if written.left_out:
             click.echo(f"{number(written.left_out, 'row')} left out, since no checkpoint covers them yet", err=True)
         if verify:
@@ -176,8 +182,11 @@ def _verify(store: Store, keys: Sequence[str], manifests: Sequence[ArchiveManife
             f"the archive is not as it should be: {number(count, 'thing')}, the first: {first.detail}; "
             f"`tracevault verify --archive {store.location}` tells all"
         )
-    plain = f", {number(report.unsealed, 'row')} that nobody sealed" if report.unsealed else ""
-    click.echo(f"verified: {number(report.checked + report.erased, 'row')} as sealed{plain}", err=True)
+    sealed = report.checked + report.erased
+    parts = [f"{number(sealed, 'row')} as sealed"] if sealed or not report.unsealed else []
+    if report.unsealed:
+        parts.append(f"{number(report.unsealed, 'row')} that nobody sealed")
+    click.echo(f"verified: {', '.join(parts)}", err=True)
 
 
 # -------------------------------------------------------------------------------------------------- detach
@@ -221,7 +230,7 @@ def _detach(
             with link.transaction():
                 whole = run(link, emptied(tree, affected.ranges, until), _WORKING)
             with progress_bar("removed") as progress:
-                gone = apply_retention(link, Retention(table, tree, (), whole), (), ids, timeout, progress)
+                gone = apply_retention(link, Retention(table, tree, (), whole), (), ids, timeout, progress, _AGAIN)
             click.echo(f"{number(gone, 'row')} removed from the table")
         return
     plain = [(one, Seen(min(one.end, until), Snapshot.parse(one.snapshot))) for one in manifests if one.proof is None]
@@ -235,13 +244,9 @@ def _detach(
     gone = 0
     with progress_bar("removed") as progress:
         for one, seen in plain:
-            while True:
-                with link.transaction():
-                    count = run(link, delete_archived(table, one.start, seen, STEP), _WORKING)
+            for count in delete_in_steps(link, table, partial(delete_archived, table, one.start, seen), _AGAIN):
                 gone += count
                 progress(gone, total.unsealed)
-                if count < STEP:
-                    break
     click.echo(f"{number(gone, 'row')} removed from the table")
 
 

@@ -5,7 +5,7 @@ Every step may be the last one of a process: what is left of it is planned again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -47,11 +47,12 @@ def apply_retention(
     ids: Sequence[UUID],
     timeout: float,
     progress: Progress = lambda _done, _all: None,
+    command: str = "retention apply",
 ) -> int:
     """Remove what was planned, and what the events ``ids`` state of it; return how many rows went.
 
     Partitions go first, each in one transaction. Of a sealed table nothing goes before the events are sealed and
-    anchored, which is waited for.
+    anchored, which is waited for. ``command`` is what goes on with it another time, for the message of an error.
     """
     gone = 0
     if planned.tree is not None:
@@ -63,23 +64,35 @@ def apply_retention(
             if planned.tree is None
             else partial(drop_partition, planned.table, ids, name)
         )
-        gone += _removed(connection, planned.table, flow)
+        gone += _removed(connection, planned.table, flow, command)
     if planned.tree is not None:
         for id_ in ids:
             gone += carry_out_all(connection, planned.table, id_, timeout, progress)
         return gone
     for due in planned.due:
-        while True:
-            count = _removed(connection, planned.table, partial(delete_unsealed, planned.table, due, known, STEP))
+        for count in delete_in_steps(
+            connection, planned.table, partial(delete_unsealed, planned.table, due, known), command
+        ):
             gone += count
             progress(min(gone, planned.rows), planned.rows)
-            if count < STEP:
-                break
     return gone
 
 
-def _removed(connection: Connection[Any], table: str, flow: Callable[[], Flow[int]]) -> int:
-    return patiently(connection, lambda: _hurried(flow), table, "retention apply", _WORKING, states=_AGAIN)
+def delete_in_steps(
+    connection: Connection[Any], table: str, delete: Callable[[int], Flow[int]], command: str
+) -> Iterator[int]:
+    """Delete rows of a table that is not sealed, some in each transaction; yield how many went with each.
+
+    ``delete`` gets the most rows that may go at once, and returns how many went; with fewer, it is done.
+    """
+    count = STEP
+    while count == STEP:
+        count = _removed(connection, table, partial(delete, STEP), command)
+        yield count
+
+
+def _removed(connection: Connection[Any], table: str, flow: Callable[[], Flow[int]], command: str) -> int:
+    return patiently(connection, lambda: _hurried(flow), table, command, _WORKING, states=_AGAIN)
 
 
 def _hurried(flow: Callable[[], Flow[int]]) -> Flow[int]:
