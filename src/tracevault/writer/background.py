@@ -304,8 +304,10 @@ class BackgroundWriter:
 
     async def store_async(self, scope: str, table: str, prepared: Prepared) -> None:
         """Store a record with whatever else is to be stored; like `store`, and the event loop goes on meanwhile."""
-        waiter = LoopWaiter(time.monotonic() + self._config.timeout)
+        now = time.monotonic()
+        waiter = LoopWaiter(now + self._config.timeout)
         _, item = self._enqueue(scope, table, prepared, waiter)
+        self._delivery.handover.give_way(now)
         if waiter.loop not in self._watched:
             self._watched.add(waiter.loop)
             self._watch(waiter.loop)

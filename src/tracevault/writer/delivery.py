@@ -24,6 +24,7 @@ from tracevault.postgres.failures import Failure, Place, failure_of, from_psycop
 from tracevault.postgres.run import run
 from tracevault.writer import dead
 from tracevault.writer.dead import Letter
+from tracevault.writer.handover import Handover
 from tracevault.writer.limit import Watch
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile
@@ -63,6 +64,7 @@ class Delivery:
         self.give_up_at: float | None = None
         """When the vault is being closed: by `time.monotonic`, until when records are tried."""
         self.commit_cost = CommitCost()
+        self.handover = Handover()
 
     def deliver(self, session: Session, lane: Lane, batch: list[Item]) -> None:
         """Store ``batch``, or decide what becomes of it, and when the rest is tried again."""
@@ -127,7 +129,7 @@ class Delivery:
             several = replay or any(item.given_id for item in part)
             watch = Watch(connection, lambda: time.monotonic() >= overdue_at or (not late and self._out_of_time()))
             try:
-                with connection.transaction() if several else nullcontext():
+                with self.handover.awaiting(connection), connection.transaction() if several else nullcontext():
                     found = run(connection, self._insertion(lane, part, several=several, replay=replay), place)
             finally:
                 watch.end()
