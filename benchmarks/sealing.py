@@ -20,7 +20,7 @@ from tracevault import Tracevault, Verdict, start_tracevault
 from tracevault.integrity.leaf import READ, statement_of
 from tracevault.integrity.note import Signer
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows
+from tracevault.postgres.run import raw_rows
 from tracevault.sealing.jobs import jobs_for
 from tracevault.sealing.sealer import Sealer
 from tracevault.sealing.signer import CheckpointSigner, SigningState
@@ -117,7 +117,7 @@ def verification(bench: Bench) -> Row:
     with _sealer(bench) as sealer, psycopg.connect(bench.conninfo, autocommit=True) as connection:
         sealer.seal(TABLE)
         select = f"SELECT {', '.join(f'r.{name}' for name in READ)} FROM {TABLE} AS r"
-        leaves = [statement_of(TABLE, row, 2).leaf for row in copied_rows(connection, select, Place("reading"))]
+        leaves = [statement_of(TABLE, row).leaf for row in raw_rows(connection, select, Place("reading"))]
 
         def ours() -> None:
             report = verify(connection, TABLE, Trust(), jobs=None, conninfo=bench.conninfo)

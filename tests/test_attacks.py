@@ -31,7 +31,7 @@ from tracevault.integrity.note import Note, Signer
 from tracevault.integrity.report import Report, Verdict
 from tracevault.integrity.tiles import Growth
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows, run
+from tracevault.postgres.run import raw_rows, run
 from tracevault.sealing import explain as explain_module
 from tracevault.sealing import findings as findings_module
 from tracevault.sealing import rows as rows_module
@@ -438,8 +438,8 @@ def thorough(log: Copy, statements: list[str], size: int) -> None:
         encoder = Encoder(tree.name)
         growth = Growth()
         growth.add(
-            encoder.hash(row, rows_module._PLAIN_ROW)
-            for row in copied_rows(connection, rows_sql(tree, 0, size), Place("attacking"))
+            encoder.hash(row[rows_module._ROW :])
+            for row in raw_rows(connection, rows_sql(tree, 0, size), Place("attacking"))
         )
         connection.execute("DELETE FROM tracevault_tiles")
         for level, number, hashes in growth.changes():

@@ -10,7 +10,6 @@ from uuid import UUID
 from tracevault.errors import ArchiveError, ConfigError, ProofError
 from tracevault.events.record import BY_NAME, STORED_XID
 from tracevault.integrity.leaf import PAYLOADS, READ
-from tracevault.sealing.rows import read_fields
 
 try:
     import pyarrow
@@ -52,7 +51,7 @@ INFINITY = 2**63 - 1
 
 
 class Copied(NamedTuple):
-    """A row of `flows.archive.rows_sql`, as COPY sent it."""
+    """A row of `flows.archive.rows_sql`."""
 
     leaf: int | None
     hash: bytes | None
@@ -60,8 +59,6 @@ class Copied(NamedTuple):
     commitments: tuple[bytes | None, ...]
     fields: Sequence[bytes | None]
     """Those of `integrity.leaf.READ`."""
-    place: int
-    """Where these begin in the tuple."""
 
     @property
     def id(self) -> UUID:
@@ -75,17 +72,15 @@ class Copied(NamedTuple):
         return int(value)
 
 
-def copied(row: bytes) -> Copied:
-    """Return what a tuple of binary COPY says."""
-    place, (leaf, hash_, xid, *commitments) = read_fields(row, 2, 5)
-    _end, fields = read_fields(row, place, len(READ))
+def copied(row: Sequence[bytes | None]) -> Copied:
+    """Return what a row says, as the server sends it."""
+    leaf, hash_, xid, data, meta, *fields = row
     return Copied(
         None if leaf is None else _INDEX.unpack(leaf)[0],
         hash_,
         None if xid is None else _XID.unpack(xid)[0],
-        tuple(commitments),
+        (data, meta),
         fields,
-        place,
     )
 
 
@@ -130,11 +125,6 @@ class Archived(NamedTuple):
     commitments: tuple[bytes | None, ...]
     fields: list[bytes | None]
     fault: ProofError | None
-
-    @property
-    def encoded(self) -> bytes:
-        """The fields of `integrity.leaf.READ` as a tuple of binary COPY has them."""
-        return b"".join([_NULL if field is None else _LENGTH.pack(len(field)) + field for field in self.fields])
 
 
 def archived(batch: Any) -> Iterator[Archived]:

@@ -191,7 +191,7 @@ class _RunCheck:
         expected = None if leaf is None or leaf < 0 else self._tiles.hash(leaf)
         if fault is None and expected is None:
             fault = "it names no leaf of the checkpoint's tiles"
-        if fault is None and encoder.hash(row.encoded, 0, row.commitments) != expected:
+        if fault is None and encoder.hash(row.fields, row.commitments) != expected:
             fault = "it is not as it was sealed"
         if leaf is not None and not self._leaves.take(leaf):
             fault = fault or "its leaf is there twice, or not one that the manifest names"

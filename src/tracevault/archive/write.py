@@ -1,4 +1,4 @@
-"""Rows on their way into the archive: month by month, each in one transaction, as COPY sends them."""
+"""Rows on their way into the archive: month by month, each in one transaction, as the server sends them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tracevault.integrity.checkpoint import Checkpoint
 from tracevault.integrity.leaf import Encoder
 from tracevault.integrity.note import Note
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows, run
+from tracevault.postgres.run import raw_rows, run
 from tracevault.schema.partitions import BEGINNING, floor, following
 from tracevault.schema.position import Snapshot
 
@@ -151,15 +151,15 @@ class _Month:
         group: list[Copied] = []
         size = 0
         hash_of = None if self._tree is None else Encoder(self._tree.name).hash
-        for tuple_ in copied_rows(self._connection, rows_sql(self.part), _ARCHIVING):
-            row = copied(tuple_)
-            if hash_of is not None and hash_of(tuple_, row.place, row.commitments) != row.hash:
+        for sent in raw_rows(self._connection, rows_sql(self.part), _ARCHIVING):
+            row = copied(sent)
+            if hash_of is not None and hash_of(row.fields, row.commitments) != row.hash:
                 raise ArchiveError(
                     f"event {row.id} is not as it was sealed as leaf {row.leaf:,}: `tracevault verify` says more. "
                     "Nothing more was archived"
                 )
             group.append(row)
-            size += len(tuple_)
+            size += sum(len(field) for field in row.fields if field is not None)
             if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
                 yield group
                 group, size = [], 0

@@ -54,7 +54,7 @@ class Slice:
 
     @property
     def where(self) -> str:
-        """The condition. It has no parameters, since COPY takes none."""
+        """The condition. It has no parameters: `raw_rows` takes none."""
         clauses = [f"r.occurred_at >= {_literal(self.start)} AND r.occurred_at < {_literal(self.end)}"]
         if self.tree is not None:
             clauses.append(f"l.index < {self.size} AND NOT {_among(self.leaves)}")
@@ -63,7 +63,7 @@ class Slice:
 
 
 def rows_sql(part: Slice) -> str:
-    """Return the SELECT, for a binary COPY, of a slice's rows in order of time and id.
+    """Return the SELECT, for `postgres.run.raw_rows`, of a slice's rows in order of time and id.
 
     Columns: index of the leaf and its hash as the tree has it, transaction, what an erasure committed to for data and
     meta, and `integrity.leaf.READ`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from struct import Struct
 from typing import Any
 from uuid import UUID
 
@@ -21,9 +20,8 @@ from tracevault.integrity.note import Note, Signature
 from tracevault.integrity.tiles import tile_reader
 from tracevault.schema.trees import ANCHORS, CHECKPOINTS, ERASURES, LEAVES, TREES
 
-_LENGTH = Struct("!i")
 _FULL_TILE = bytes(8192)
-# The fields of `READ`, each in the bytes of binary COPY.
+# The fields of `READ`, each in the bytes of its binary format.
 _AS_BYTES = {"uuid": "uuid_send(r.{})", "timestamp with time zone": "timestamptz_send(r.{})"}
 _COLUMNS = ", ".join(
     _AS_BYTES.get(BY_NAME[name].column.sql_type, "convert_to(r.{}::text, 'UTF8')").format(name)
@@ -145,8 +143,7 @@ def _statement(table: str, tree: _Tree, id_: UUID, leaf: int) -> Flow[Statement]
             f"verify --table {table}` says which"
         )
     data, meta, *fields = found.rows[0]
-    row = b"".join(_LENGTH.pack(-1) if field is None else _LENGTH.pack(len(field)) + field for field in fields)
-    statement = statement_of(tree.name, row, 0, (data, meta))
+    statement = statement_of(tree.name, fields, (data, meta))
     if not any(name in statement.values for name in PAYLOADS):
         statement.values.pop(PAYLOAD_SALT, None)  # each row has one, and where it salts nothing the leaf is without it
     return statement

@@ -74,7 +74,7 @@ def stream(on: bool) -> Flow[None]:
 
 
 def rows_sql(tree: Tree, first: int, end: int) -> str:
-    """Return the SELECT, for a binary COPY, of leaves ``first`` to ``end`` in order, with their rows.
+    """Return the SELECT, for `postgres.run.raw_rows`, of leaves ``first`` to ``end`` in order, with their rows.
 
     Columns: index, id, what there is of the row (`GONE`, `THERE`, `OTHER_TIME` than the leaf names, or
     `NOT_DERIVED`: a generated column does not follow from the data), what an erasure committed to for data and meta,
@@ -103,7 +103,7 @@ _FOLLOWS = " AND ".join(
 
 
 def rows_by_id_sql(tree: Tree, ids: Sequence[UUID]) -> str:
-    """Return the SELECT, for a binary COPY, of rows by id: the id, and `integrity.leaf.READ`."""
+    """Return the SELECT, for `postgres.run.raw_rows`, of rows by id: the id, and `integrity.leaf.READ`."""
     return f"SELECT r.id::uuid, {_READ} FROM \"{tree.table}\" AS r WHERE r.id = ANY ('{{{','.join(map(str, ids))}}}')"
 
 

@@ -15,7 +15,7 @@ Both halves are made from the same columns and are otherwise independent: that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
@@ -108,90 +108,58 @@ def _canary_literal(value: str | None) -> str:
 # --------------------------------------------------------------------------------------------- in Python
 
 
-# What `Encoder.hash` reads: a tuple of binary COPY with these, in this order.
+# What `Encoder.hash` takes, in this order, each in its type's binary format.
 READ = (*(stored.name for stored in _PLAIN), PAYLOAD_SALT, *(f"{name}::text" for name in PAYLOADS))
 
-
-# Reads the fields that begin every row, and the length of the one after them.
-_read_head = Struct("!i16si8si8si").unpack_from
-_HEAD_BYTES = 3 * 4 + 16 + 8 + 8
-
-
-def _reader(size: int) -> Callable[[bytes, int], tuple[Any, ...]]:
-    """Return what reads a field of ``size`` bytes, with its length, and the length of the field after it."""
-    return Struct(f"!{_LENGTH.size + size}si").unpack_from
-
-
-# For most fields it is made beforehand.
-_READERS = [_reader(size) for size in range(256)]
+# Of values shorter than this, what stands before them is made beforehand.
+_SHORT = 256
 
 
 class Encoder:
-    """Hashes the leaves of one tree from tuples of PostgreSQL's binary COPY, of which no column has to be decoded.
-
-    It is written to be quick: reading the fields is most of what it costs to verify a log.
-    """
+    """Hashes the leaves of one tree from rows as PostgreSQL sends them, of which no value has to be decoded."""
 
     def __init__(self, tree: str) -> None:
-        prefix = b"\x00" + leaf_prefix(tree)
-        tags = [_TAG.pack(stored.column.leaf or 0) for stored in _PLAIN]
-        id_, occurred, created = (tag + _LENGTH.pack(size) for tag, size in zip(tags, (16, 8, 8), strict=False))
-        self._head = prefix + id_, occurred, created
-        self._any = prefix, tags
-        self._tags = tags[3:]
-        self._payload_tags = [_TAG.pack(stored.column.leaf or 0) + _LENGTH.pack(_HASH_BYTES) for stored in _payloads()]
+        self._prefix = b"\x00" + leaf_prefix(tree)
+        self._heads = [_heads(stored) for stored in _PLAIN]
+        payloads = (stored for stored in FIELDS if stored.name in PAYLOADS)
+        self._payload_heads = [_head(stored, _HASH_BYTES) for stored in payloads]
 
-    def hash(self, row: bytes, place: int, commitments: tuple[bytes | None, ...] = ()) -> bytes:
-        """Return the RFC 6962 leaf hash of the row whose first field of `READ` begins at ``place`` in ``row``.
+    def hash(self, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = ()) -> bytes:
+        """Return the RFC 6962 leaf hash of a row, given as the values of `READ`.
 
         ``commitments`` replace payloads that were erased, in the order of `PAYLOADS`.
         """
-        length, readers = _LENGTH.unpack_from, _READERS
-        of_id, id_, of_occurred, occurred, of_created, created, size = _read_head(row, place)
-        if of_id == 16 and of_occurred == of_created == 8:
-            first, second, third = self._head
-            parts, tags = [first, id_, second, occurred, third, created], self._tags
-            place += _HEAD_BYTES
-        else:  # somebody made other columns of them
-            prefix, tags = self._any
-            parts = [prefix]
-            (size,) = length(row, place)
-        for tag in tags:
-            if size < 0:
-                place += 4
-                (size,) = length(row, place)
-            else:
-                end = place + 4 + size
-                try:  # which costs nothing
-                    field, size = readers[size](row, place)
-                except IndexError:
-                    field, size = _reader(size)(row, place)
-                parts.append(tag)
-                parts.append(field)
-                place = end
-        place += 4
-        begin = PAYLOAD_PREFIX
-        if size >= 0:
-            begin += row[place : place + size]  # the salt
-            place += size
-        for number, tag in enumerate(self._payload_tags):
-            (size,) = length(row, place)
-            place += 4
-            if size >= 0:
-                end = place + size
-                parts.append(tag)
-                parts.append(sha256(begin + row[place:end]).digest())
-                place = end
+        parts = [self._prefix]
+        add = parts.append
+        for heads, value in zip(self._heads, fields, strict=False):
+            if value is not None:
+                size = len(value)
+                add(heads[size] if size < _SHORT else heads[0][: _TAG.size] + _LENGTH.pack(size))
+                add(value)
+        salt = fields[_SALT]
+        begin = PAYLOAD_PREFIX if salt is None else PAYLOAD_PREFIX + salt
+        for place, head in enumerate(self._payload_heads):
+            payload = fields[_SALT + 1 + place]
+            if payload is not None:
+                add(head)
+                add(sha256(begin + payload).digest())
             elif commitments:
-                committed = commitments[number]
+                committed = commitments[place]
                 if committed is not None:
-                    parts.append(tag)
-                    parts.append(committed)
+                    add(head)
+                    add(committed)
         return sha256(b"".join(parts)).digest()
 
 
-def _payloads() -> tuple[StoredColumn, ...]:
-    return tuple(stored for stored in FIELDS if stored.name in PAYLOADS)
+_SALT = len(_PLAIN)
+
+
+def _head(stored: StoredColumn, size: int) -> bytes:
+    return _TAG.pack(stored.column.leaf or 0) + _LENGTH.pack(size)
+
+
+def _heads(stored: StoredColumn) -> list[bytes]:
+    return [_head(stored, size) for size in range(_SHORT)]
 
 
 def commitment(salt: UUID | None, text: str) -> bytes:
@@ -277,24 +245,18 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def statement_of(tree: str, row: bytes, place: int, commitments: tuple[bytes | None, ...] = ()) -> Statement:
-    """Return what a row says, from the same tuple of binary COPY that `Encoder.hash` takes."""
-    fields: list[bytes | None] = []
-    for _ in READ:
-        (size,) = _LENGTH.unpack_from(row, place)
-        place += 4
-        fields.append(row[place : place + size] if size >= 0 else None)
-        place += max(size, 0)
+def statement_of(tree: str, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = ()) -> Statement:
+    """Return what a row says, from what `Encoder.hash` takes."""
     values: dict[str, Any] = {}
     for stored, field in zip(_PLAIN, fields, strict=False):
         if field is not None:
-            values[stored.name] = _DECODERS.get(stored.column.sql_type, bytes.decode)(bytes(field))
-    salt, *payloads = fields[len(_PLAIN) :]
+            values[stored.name] = _DECODERS.get(stored.column.sql_type, bytes.decode)(field)
+    salt, *payloads = fields[_SALT:]
     if salt is not None:
-        values[PAYLOAD_SALT] = str(UUID(bytes=bytes(salt)))
+        values[PAYLOAD_SALT] = str(UUID(bytes=salt))
     for name, field, committed in zip(PAYLOADS, payloads, commitments or (None,) * len(PAYLOADS), strict=True):
         if field is not None:
-            values[name] = bytes(field).decode()
+            values[name] = field.decode()
         elif committed is not None:
             values[f"{name}_commitment"] = committed.hex()
     return Statement(tree, values)

@@ -14,9 +14,9 @@ from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
+from psycopg.types.string import ByteaBinaryLoader
 
 from tracevault.errors import TracevaultError
-from tracevault.events.binary import HEADER, TRAILER
 from tracevault.flows import Copy, Flow, Query, Result
 from tracevault.postgres.failures import Place, from_psycopg
 
@@ -61,6 +61,19 @@ class _AsyncCursor(AsyncRawCursor[Any]):
     @property
     def adapters(self) -> AdaptersMap:
         return _ADAPTERS
+
+
+# Of whatever type a column is, or was made by somebody: its bytes.
+_AS_BYTES = AdaptersMap()
+_AS_BYTES.register_loader(0, ByteaBinaryLoader)
+
+
+class _BytesCursor(RawCursor[Any]):
+    """A cursor that decodes nothing."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _AS_BYTES
 
 
 def run(connection: Connection[Any], flow: Flow[T], place: Place) -> T:
@@ -150,17 +163,11 @@ def _copy(cursor: _Cursor, statement: Copy) -> Result:
     return Result([], cursor.rowcount)
 
 
-def copied_rows(connection: Connection[Any], select: str, place: Place) -> Iterator[bytes]:
-    """Yield the rows of a SELECT as tuples of binary COPY, without decoding them."""
+def raw_rows(connection: Connection[Any], select: str, place: Place) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a SELECT as the server sends them: each value, but NULL, as bytes in its binary format."""
     try:
-        with _Cursor(connection).copy(f"COPY ({select}) TO STDOUT (FORMAT binary)".encode()) as copy:
-            begun = False
-            for piece in copy:
-                row = bytes(piece)
-                if not begun:  # the header may come with the first row
-                    begun, row = True, row[len(HEADER) :]
-                if row and row != TRAILER:
-                    yield row
+        with _BytesCursor(connection, row_factory=tuple_row) as cursor:
+            yield from cursor.stream(select.encode(), binary=True, size=_CHUNK)
     except psycopg.Error as error:
         raise from_psycopg(error, place) from None
 

@@ -13,12 +13,8 @@ from tracevault.flows.verify import Leafless, leafless, rows_by_id_sql
 from tracevault.integrity.leaf import Encoder
 from tracevault.integrity.report import MOST_PROBLEMS, Problem, Report
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows, run
+from tracevault.postgres.run import raw_rows, run
 from tracevault.sealing.findings import Findings
-
-# Where things stand in a row of `rows_by_id_sql`: 2 bytes count; id 4+16; the row itself.
-_FOUND_ID = 2 + 4
-_FOUND_ROW = _FOUND_ID + 16
 
 
 class Explanation:
@@ -68,8 +64,8 @@ class Explanation:
         if not ids or not self._found.unlisted:
             return {}
         hash_of = Encoder(self._tree.name).hash
-        rows = copied_rows(self._connection, rows_by_id_sql(self._tree, ids), self._place)
-        return {UUID(bytes=row[_FOUND_ID : _FOUND_ID + 16]): hash_of(row, _FOUND_ROW) for row in rows}
+        rows = raw_rows(self._connection, rows_by_id_sql(self._tree, ids), self._place)
+        return {UUID(bytes=id_): hash_of(fields) for id_, *fields in rows}
 
     def _add(self, kind: str, detail: str, index: int | None = None, id_: UUID | None = None) -> None:
         self._report.add(Problem(kind, detail, index, id_))

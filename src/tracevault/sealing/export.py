@@ -29,8 +29,8 @@ from tracevault.integrity.leaf import FIELDS, PAYLOADS, statement_of
 from tracevault.integrity.note import Note
 from tracevault.integrity.tiles import WIDTH
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows, run
-from tracevault.sealing.rows import leaf_row
+from tracevault.postgres.run import raw_rows, run
+from tracevault.sealing.rows import Sent, leaf_row
 from tracevault.sealing.verify import CHUNK, Progress
 
 FORMAT = "tracevault/export/v1"
@@ -68,7 +68,7 @@ def export(
         for first in range(0, size, CHUNK):
             end = min(first + CHUNK, size)
             tiles = run(connection, stored_tiles(tree, 0, first // WIDTH, -(-end // WIDTH)), _EXPORTING)
-            for row in copied_rows(connection, rows_sql(tree, first, end), _EXPORTING):
+            for row in raw_rows(connection, rows_sql(tree, first, end), _EXPORTING):
                 write(_exported(tree, row, tiles))
             progress(end, size)
         write(_line({"leaves": size, "checkpoint": note}))
@@ -83,13 +83,13 @@ def _covered(tree: Tree, note: str | None) -> int:
         return tree.size
 
 
-def _exported(tree: Tree, row: bytes, tiles: Mapping[int, bytes]) -> str:
-    index, id_, state, place, commitments = leaf_row(row)
+def _exported(tree: Tree, row: Sent, tiles: Mapping[int, bytes]) -> str:
+    index, id_, state, fields, commitments = leaf_row(row)
     if state == GONE:
         start = index % WIDTH * HASH
         hash_ = tiles.get(index // WIDTH, b"")[start : start + HASH]
         return _line({"leaf": index, "id": str(id_), "hash": hash_.hex()})
-    return leaf_line(index, statement_of(tree.name, row, place, commitments).values)
+    return leaf_line(index, statement_of(tree.name, fields, commitments).values)
 
 
 # ------------------------------------------------------------------------------------------------ lines

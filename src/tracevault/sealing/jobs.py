@@ -1,18 +1,21 @@
 """Other processes that check rows of the same log at the same time.
 
 Each is a Python of its own with a connection of its own, which sees what this one sees (``pg_export_snapshot``). It is
-told all it has to know over its standard input, since command lines and environments are not secret, and answers with
-one line for each range of leaves. It is no fork: this process may have threads.
+told all it has to know over its standard input, since command lines and environments are not secret: first that, then
+ranges of leaves, a line each, which it answers with a line each. It is no fork: this process may have threads.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,7 +29,7 @@ from tracevault.integrity.tiles import WIDTH
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.sealing.findings import Findings
-from tracevault.sealing.rows import RowCheck
+from tracevault.sealing.rows import RowCheck, leaf_hashes
 
 MOST_JOBS = 64
 # By default up to so many processes check a log, and only one a log of fewer leaves: Python takes 0.3 s to start.
@@ -53,49 +56,83 @@ def ranges(first: int, last: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 class Crew:
-    """Checks one range after another: this process and its helpers in turn, each with every n-th of them."""
+    """Checks ranges in their order, with helpers that check later ones meanwhile.
 
-    def __init__(self, own: RowCheck, helpers: list[Helper]) -> None:
+    Each helper is given another range when it has answered one, so that nobody waits for who began later or is slower.
+    """
+
+    def __init__(
+        self, own: Callable[[int, int], Findings], helpers: list[Helper], spans: Sequence[tuple[int, int]]
+    ) -> None:
         self._own = own
-        self._turns: list[Helper | None] = [None, *helpers]
-        self._number = -1
+        self._helpers = helpers
+        self._spans = spans
+        self._turn = 0
+        self._dealt = 0  # so many of the ranges were given to somebody
+        self._found: dict[int, Findings] = {}
+        # How far others may be ahead: what they found waits here, and in the pipes.
+        self._ahead = 4 * (len(helpers) + 1)
 
-    def check(self, start: int, end: int, hashes: bytes) -> Findings:
+    def check(self, start: int, end: int) -> Findings:
         """Return what is found of the leaves ``start`` to ``end``, like `RowCheck.check`.
 
-        To be called with all `ranges` in their order. What a helper could not do, it raises; the ranges of one that
-        could not begin are checked here.
+        To be called with all ranges in their order. What a helper could not do, it raises; one that could not begin
+        is given nothing.
         """
-        self._number += 1
-        turn = self._number % len(self._turns)
-        helper = self._turns[turn]
-        if helper is not None and not helper.ready:
-            helper = self._turns[turn] = None
-        return self._own.check(start, end, hashes) if helper is None else helper.findings()
+        turn, self._turn = self._turn, self._turn + 1
+        assert self._spans[turn] == (start, end)
+        while turn not in self._found:
+            for helper in list(self._helpers):
+                self._attend(helper, turn)
+            if turn in self._found:
+                break
+            if self._dealt < min(len(self._spans), turn + self._ahead):
+                number = self._deal()
+                self._found[number] = self._own(*self._spans[number])
+            else:
+                holder = next(helper for helper in self._helpers if turn in helper.numbers)
+                self._found[holder.numbers.popleft()] = holder.findings()
+        return self._found.pop(turn)
+
+    def _attend(self, helper: Helper, turn: int) -> None:
+        """Take what a helper has found, and give it more: two ranges, so that it has one while it answers."""
+        while helper.has_spoken:
+            if helper.is_ready:
+                found = helper.findings()
+                self._found[helper.numbers.popleft()] = found
+            elif not helper.ready:
+                self._helpers.remove(helper)
+                return
+        while helper.is_ready and len(helper.numbers) < 2 and self._dealt < min(len(self._spans), turn + self._ahead):
+            number = self._deal()
+            helper.numbers.append(number)
+            helper.give(*self._spans[number])
+
+    def _deal(self) -> int:
+        number, self._dealt = self._dealt, self._dealt + 1
+        return number
 
     def close(self) -> None:
         """End the helpers, whatever they are doing."""
-        for helper in self._turns:
-            if helper is not None:
-                helper.close()
+        for helper in self._helpers:
+            helper.close()
 
 
 def crew(
     connection: Connection[Any],
     own: RowCheck,
     tree: Tree,
-    span: tuple[int, int, int],
+    spans: Sequence[tuple[int, int]],
     conninfo: str | None,
     jobs: int,
     place: Place,
 ) -> Crew:
-    """Return who checks the `ranges` of ``span``, in at most ``jobs`` processes, this one among them.
+    """Return who checks the ranges ``spans``, in at most ``jobs`` processes, this one among them.
 
     Helpers are possible only where ``conninfo`` says how to connect, where no pooler is in between, which might have
     no other connection to give, and where this program is Python itself.
     """
-    first, last, chunk = span
-    jobs = min(jobs, -(-(last - first) // chunk))
+    jobs = min(jobs, len(spans))
     helpers: list[Helper] = []
     if jobs > 1 and conninfo is not None and _is_python():
         snapshot = run(connection, share_snapshot(connection.info.backend_pid), place)
@@ -106,18 +143,22 @@ def crew(
                 "snapshot": snapshot,
                 "table": tree.table,
                 "allowed": [list(ranges) for ranges in own.allowed],
-                "span": span,
-                "jobs": jobs,
             }
             try:
-                for turn in range(1, jobs):
-                    helpers.append(Helper({**job, "turn": turn}, place))  # noqa: PERF401 - those begun are to be ended
+                for _ in range(1, jobs):
+                    helpers.append(Helper(job, place))  # noqa: PERF401 - those begun are to be ended
             except OSError:
                 pass  # the system has no process to give: those that there are do it
             except BaseException:
-                Crew(own, helpers).close()
+                for helper in helpers:
+                    helper.close()
                 raise
-    return Crew(own, helpers)
+    return Crew(partial(checked, connection, own, tree, place), helpers, spans)
+
+
+def checked(connection: Connection[Any], rows: RowCheck, tree: Tree, place: Place, start: int, end: int) -> Findings:
+    """Check a range of leaves; that tiles lack hashes is told by who walks the tree."""
+    return rows.check(start, end, leaf_hashes(connection, tree, start, end, place, lambda _detail, _index: None))
 
 
 def _is_python() -> bool:
@@ -139,43 +180,78 @@ class Helper:
     def __init__(self, job: dict[str, Any], place: Place) -> None:
         self._place = place
         self._ready: bool | None = None
+        self.numbers: deque[int] = deque()
+        """The ranges that it was given and has not answered, in order."""
         # In a session of its own, Ctrl-C reaches this process alone, which then ends the other.
         self._process = subprocess.Popen(  # noqa: S603 - it is this Python
             [sys.executable, "-P", "-c", _BEGIN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,
         )
-        self._answers = cast("IO[bytes]", self._process.stdout)
+        self._heard = b""
+        self._ended = False
         try:
-            self._tell(job)
+            self._tell(json.dumps(job))
         except BaseException:
             self.close()
             raise
 
-    def _tell(self, job: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            # It stays open: its end tells the other process that this one is gone.
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._ready = False
+    def give(self, start: int, end: int) -> None:
+        """Have it check the leaves ``start`` to ``end`` when it has done what it was given before."""
+        self._tell(f"{start} {end}")
+
+    def _tell(self, line: str) -> None:
+        # What it is told through stays open: its end tells the other process that this one is gone.
+        with suppress(BrokenPipeError):  # it ended, which is noticed when it is listened to
+            cast("IO[bytes]", self._process.stdin).write(line.encode() + b"\n")
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether there is an answer, or none will come any more: then nothing here waits."""
+        while b"\n" not in self._heard and not self._ended:
+            poll = select.poll()
+            poll.register(cast("IO[bytes]", self._process.stdout), select.POLLIN)
+            if not poll.poll(0):
+                return False
+            self._listen()
+        return True
+
+    def _listen(self) -> None:
+        """Wait until it says more, or ends."""
+        more = os.read(cast("IO[bytes]", self._process.stdout).fileno(), 1 << 16)
+        self._heard += more
+        self._ended = not more
+
+    def _line(self) -> bytes | None:
+        """Return the next line that it says; None if it has ended. Waits for that."""
+        while b"\n" not in self._heard:
+            if self._ended:
+                return None
+            self._listen()
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it could begin, as far as that is known."""
+        return self._ready is True
 
     @property
     def ready(self) -> bool:
         """Whether it could begin; waits until that is known."""
         if self._ready is None:
-            self._ready = self._answers.readline() == b"ready\n"
+            self._ready = self._line() == b"ready"
             if not self._ready:
                 self.close()
         return self._ready
 
     def findings(self) -> Findings:
         """Return what it found of its next range. Raises the `DriverError` that it met, or one that says it is gone."""
-        line = self._answers.readline()
-        if not line.endswith(b"\n"):
+        line = self._line()
+        if line is None:
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise DriverError(f"{self._place} failed: a process that checked rows ended by {how}", transient=True)
@@ -186,9 +262,8 @@ class Helper:
 
     def close(self) -> None:
         """End it, whatever it is doing."""
+        self._ended = True
         self._process.kill()
         self._process.wait()
-        self._answers.close()
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):  # it never read what it was told
-                self._process.stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            cast("IO[bytes]", pipe).close()

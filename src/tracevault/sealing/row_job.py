@@ -1,4 +1,4 @@
-"""What a process does that helps another one to check rows (`sealing.jobs`): its every n-th range, a line for each."""
+"""What a process does that helps another one to check rows: see `sealing.jobs`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from contextlib import closing
+from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from psycopg import IsolationLevel
 
@@ -18,24 +19,25 @@ from tracevault.flows.verify import prepare, stream, use_snapshot
 from tracevault.postgres.failures import Place, translated
 from tracevault.postgres.pool import connect_once
 from tracevault.postgres.run import run
-from tracevault.sealing.jobs import ranges
-from tracevault.sealing.rows import Allowed, Ranges, RowCheck, leaf_hashes
+from tracevault.sealing.jobs import checked
+from tracevault.sealing.rows import Allowed, Ranges, RowCheck
 
 _VERIFYING = Place("verifying")
 
 
 def work(job: dict[str, Any]) -> None:
     """Do what ``job`` says, and answer on the standard output."""
-    Thread(target=_end_with_the_other, daemon=True).start()
+    given: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    Thread(target=_listen, args=(given,), daemon=True).start()
     try:
         with translated(_VERIFYING):
-            _check(job)
+            _check(job, given)
     except DriverError as error:
         values = {"message": str(error), "sqlstate": error.sqlstate, "transient": error.transient}
         _say(f"error {json.dumps(values)}")
 
 
-def _check(job: dict[str, Any]) -> None:
+def _check(job: dict[str, Any], given: SimpleQueue[tuple[int, int]]) -> NoReturn:
     with closing(connect_once(job["conninfo"], Config.timeout, _VERIFYING)) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -46,10 +48,8 @@ def _check(job: dict[str, Any]) -> None:
             assert tree is not None  # the other process has seen it, in the same snapshot
             _say("ready")
             rows = RowCheck(connection, tree, _VERIFYING, Allowed(*map(Ranges, job["allowed"])))
-            for number, (start, end) in enumerate(ranges(*job["span"])):
-                if number % job["jobs"] == job["turn"]:
-                    hashes = leaf_hashes(connection, tree, start, end, _VERIFYING, lambda _detail, _index: None)
-                    _say(rows.check(start, end, hashes).to_json())
+            while True:
+                _say(checked(connection, rows, tree, _VERIFYING, *given.get()).to_json())
 
 
 def _say(line: str) -> None:
@@ -57,7 +57,13 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _end_with_the_other() -> None:
-    """Wait for the end of the standard input, which nobody writes to any more: then the other process is gone."""
-    os.read(sys.stdin.fileno(), 1)
+def _listen(given: SimpleQueue[tuple[int, int]]) -> None:
+    """Take the ranges from the standard input. When that ends, the other process is gone, and so is this one."""
+    heard = b""
+    # Not by `sys.stdin`: its lock, which this thread then holds, would be missed when the process ends.
+    while more := os.read(sys.stdin.fileno(), 4096):
+        *lines, heard = (heard + more).split(b"\n")
+        for line in lines:
+            start, end = line.split()
+            given.put((int(start), int(end)))
     os._exit(1)

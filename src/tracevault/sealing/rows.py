@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from struct import Struct
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,26 +25,20 @@ from tracevault.flows.verify import (
     rows_sql,
     stored_tiles,
 )
-from tracevault.integrity.leaf import READ, Encoder
+from tracevault.integrity.leaf import PAYLOADS, Encoder
 from tracevault.integrity.merkle import inclusion_proof, verify_inclusion
 from tracevault.integrity.tiles import WIDTH, tile_reader
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import copied_rows, run
+from tracevault.postgres.run import raw_rows, run
 from tracevault.schema.custody import ERASED, PRUNED
 from tracevault.sealing.findings import Bad, Findings
 
-_INDEX = Struct("!iq")
-_SIZE = Struct("!i")
-_COUNT = 2
-# Where things stand in a row of `rows_sql`: 2 bytes count; index 4+8; id 4+16; what there is of the row 4+1; then, if
-# nothing was erased, three NULLs of 4 bytes each, and the row itself.
-_ID = _COUNT + 12 + 4
-_ROW = _ID + 16 + 4
-_NO_ERASURE = slice(_ROW + 1, _ROW + 13)
-_THREE_NULLS = b"\xff" * 12
-_PLAIN_ROW = _ROW + 13
+# A row of `rows_sql` as the server sends it: index, id, what there is of the row, three values of an erasure, the row.
+Sent = tuple[Any, ...]
+_STATE = slice(2, 6)
+_ROW = 6
 # The usual row is there, and nothing of it was erased.
-_USUAL = bytes((THERE,)) + _THREE_NULLS
+_USUAL = (bytes((THERE,)), None, None, None)
 
 
 class Ranges:
@@ -98,13 +91,16 @@ class RowCheck:
     def _is_sealed(self, index: int) -> bool:
         """Whether the row of a leaf is in the tree: what it says of other rows is believed before the rows are read."""
         tree = self._tree
-        rows = list(copied_rows(self._connection, rows_sql(tree, index, index + 1), self._place))
-        if len(rows) != 1 or rows[0][_ROW] == GONE or rows[0][_NO_ERASURE] != _THREE_NULLS:
+        rows = list(raw_rows(self._connection, rows_sql(tree, index, index + 1), self._place))
+        if len(rows) != 1:
+            return False
+        _, _, state, *erased, event = (row := rows[0])[:_ROW]
+        if state == bytes((GONE,)) or (*erased, event) != (None, None, None):
             return False
         read = tile_reader(lambda tiles: run(self._connection, read_tiles(tree.number, tiles), self._place), tree.size)
         try:
             proof = inclusion_proof(index, tree.size, read)
-            verify_inclusion(index, tree.size, self._encoder.hash(rows[0], _PLAIN_ROW), proof, tree.root)
+            verify_inclusion(index, tree.size, self._encoder.hash(row[_ROW:]), proof, tree.root)
         except ProofError:
             return False
         return True
@@ -113,9 +109,9 @@ class RowCheck:
         """Hash the rows of leaves ``start`` to ``end``, compare them with ``hashes``, and return what was found."""
         self._found = Findings()
         expected, good = start, 0
-        hash_of, unpack = self._encoder.hash, _INDEX.unpack_from
-        for row in copied_rows(self._connection, rows_sql(self._tree, start, end), self._place):
-            _, index = unpack(row, _COUNT)
+        hash_of, number = self._encoder.hash, int.from_bytes
+        for row in raw_rows(self._connection, rows_sql(self._tree, start, end), self._place):
+            index = number(row[0], signed=True)
             if index != expected:
                 if index < expected:
                     self._found.add("doubled", "there is more than one row, or leaf, of this id", index, _id_of(row))
@@ -123,8 +119,8 @@ class RowCheck:
                 self._unlist(expected, index, start, hashes)
             expected = index + 1
             offset = (index - start) * HASH
-            if row[_ROW:_PLAIN_ROW] == _USUAL:
-                computed = hash_of(row, _PLAIN_ROW)
+            if row[_STATE] == _USUAL:
+                computed = hash_of(row[_ROW:])
                 if hashes[offset : offset + HASH] == computed:
                     good += 1
                 else:
@@ -135,29 +131,29 @@ class RowCheck:
         self._found.checked = good
         return self._found
 
-    def _check_unusual(self, row: bytes, index: int, stored: bytes) -> bool:
+    def _check_unusual(self, row: Sent, index: int, stored: bytes) -> bool:
         """Look at a leaf whose row is gone or not the usual one, or was erased in part; True if the row is good."""
-        if row[_ROW] == GONE:
+        (state,), data, meta, event = row[_STATE]
+        if state == GONE:
             if index in self.allowed.pruned:
                 self._found.pruned += 1
             else:
                 self._found.add("deleted", "its row is gone, and no sealed event says so", index, _id_of(row))
                 self._found.add_gone(_id_of(row), index)
             return False
-        place, (data, meta, event) = read_fields(row, _ROW + 1, 3)
-        computed = self._encoder.hash(row, place, (data, meta))
+        computed = self._encoder.hash(row[_ROW:], (data, meta))
         if computed != stored:
             self._differs(index, row, computed, stored)
-        elif row[_ROW] == OTHER_TIME:
+        elif state == OTHER_TIME:
             self._found.add(
                 "leaf", "the list of leaves has another `occurred_at` for it than its row", index, _id_of(row)
             )
-        elif row[_ROW] == NOT_DERIVED:
+        elif state == NOT_DERIVED:
             names = ", ".join(f"`{stored.name}`" for stored in GENERATED_COLUMNS)
             self._found.add("changed", f"{names} do not all say what its data says", index, _id_of(row))
         elif (data, meta, event) == (None, None, None):
             return True
-        elif self._has_payload(row, place):
+        elif any(value is not None for value in row[-1 - len(PAYLOADS) :]):  # the salt and the payloads
             self._found.add("erased", "an erasure is noted of it, and its payload is still there", index, _id_of(row))
         elif index in self.allowed.erased:
             self._found.erased += 1
@@ -165,17 +161,13 @@ class RowCheck:
             self._found.add("erased", "its payload is gone, and no sealed event says so", index, _id_of(row))
         return False
 
-    def _has_payload(self, row: bytes, place: int) -> bool:
-        _, values = read_fields(row, place, len(READ))
-        return any(value is not None for value in values[-3:])  # the salt and both payloads
-
     def _unlist(self, first: int, end: int, start: int, hashes: bytes) -> None:
         """Note that the leaves from ``first`` to ``end`` are in the tree and not in the list of leaves."""
         for index in range(first, end):
             offset = (index - start) * HASH
             self._found.add_unlisted(hashes[offset : offset + HASH], index)
 
-    def _differs(self, index: int, row: bytes, computed: bytes, stored: bytes) -> None:
+    def _differs(self, index: int, row: Sent, computed: bytes, stored: bytes) -> None:
         self._found.add_changed(Bad(index, _id_of(row), computed, stored))
 
 
@@ -199,23 +191,11 @@ def leaf_hashes(
     return b"".join(parts)[(start - begin) * HASH :]
 
 
-def leaf_row(row: bytes) -> tuple[int, UUID, int, int, tuple[bytes | None, ...]]:
-    """Return of a row of `rows_sql`: the index, the id, what there is of the row, where it begins, and commitments."""
-    _, index = _INDEX.unpack_from(row, _COUNT)
-    place, (data, meta, _event) = read_fields(row, _ROW + 1, 3)
-    return index, _id_of(row), row[_ROW], place, (data, meta)
+def leaf_row(row: Sent) -> tuple[int, UUID, int, Sequence[bytes | None], Sequence[bytes | None]]:
+    """Return of a row of `rows_sql`: the index, the id, what there is of the row, the row, and commitments."""
+    (state,), data, meta, _event = row[_STATE]
+    return int.from_bytes(row[0], signed=True), _id_of(row), state, row[_ROW:], (data, meta)
 
 
-def read_fields(row: bytes, place: int, count: int) -> tuple[int, list[bytes | None]]:
-    """Return ``count`` fields of a tuple of binary COPY, and the place after them."""
-    fields: list[bytes | None] = []
-    for _ in range(count):
-        (size,) = _SIZE.unpack_from(row, place)
-        place += 4
-        fields.append(row[place : place + size] if size >= 0 else None)
-        place += max(size, 0)
-    return place, fields
-
-
-def _id_of(row: bytes) -> UUID:
-    return UUID(bytes=row[_ID : _ID + 16])
+def _id_of(row: Sent) -> UUID:
+    return UUID(bytes=row[1])

@@ -46,8 +46,8 @@ from tracevault.sealing.jobs import MOST_JOBS, Crew, crew, jobs_for, ranges
 from tracevault.sealing.rows import RowCheck, leaf_hashes
 
 _VERIFYING = Place("verifying")
-# Leaves that are checked at once, by one process: a tenth of a second of work, and as many whole tiles.
-CHUNK = 64 * WIDTH
+# Leaves that are checked at once, by one process: a twentieth of a second of work, and as many whole tiles.
+CHUNK = 32 * WIDTH
 # Seconds that a row may wait for its seal, and a leaf for its signature, before the log counts as incomplete.
 GRACE = 60.0
 _LARGEST = (1 << 63) - 1
@@ -294,20 +294,21 @@ class _Verification:
         self._compare(growth)
         last = self._last()
         found = Findings()
-        with closing(self._crew(first, last)) as rows:
-            for start, end in ranges(first, last, CHUNK):
+        spans = list(ranges(first, last, CHUNK))
+        with closing(self._crew(spans)) as rows:
+            for start, end in spans:
                 hashes = leaf_hashes(self._connection, self._tree, start, end, _VERIFYING, partial(self._add, "tile"))
-                found.merge(self._told(rows.check(start, end, hashes)))
+                found.merge(self._told(rows.check(start, end)))
                 self._mark_stored(start + 1, end, CHUNK)
                 self._grow(growth, start, end, hashes)
                 self._progress(end - first, last - first)
         self._report.checked, self._report.erased, self._report.pruned = found.checked, found.erased, found.pruned
         return found
 
-    def _crew(self, first: int, last: int) -> Crew:
-        jobs = jobs_for(last - first) if self._jobs is None else self._jobs
+    def _crew(self, spans: list[tuple[int, int]]) -> Crew:
+        jobs = jobs_for(sum(end - start for start, end in spans)) if self._jobs is None else self._jobs
         own = RowCheck(self._connection, self._tree, _VERIFYING)
-        return crew(self._connection, own, self._tree, (first, last, CHUNK), self._conninfo, jobs, _VERIFYING)
+        return crew(self._connection, own, self._tree, spans, self._conninfo, jobs, _VERIFYING)
 
     def _told(self, found: Findings) -> Findings:
         """Tell the report what is wrong beyond doubt; what else there is, is explained when all rows were seen."""
