@@ -35,6 +35,8 @@ MOST_JOBS = 64
 # By default up to so many processes check a log, and only one a log of fewer leaves: Python takes 0.3 s to start.
 _USUAL_JOBS = 4
 _WORTH_IT = 150_000
+# Seconds that are waited at once: Python looks for signals in between, also for those that another thread took.
+_STEP = 0.1
 
 # Modules are found where this process finds them, and nothing in the present folder stands in for one.
 _BEGIN = (
@@ -82,7 +84,8 @@ class Crew:
         turn, self._turn = self._turn, self._turn + 1
         assert self._spans[turn] == (start, end)
         while turn not in self._found:
-            for helper in list(self._helpers):
+            # The first range is checked here: helpers take longer than that to begin.
+            for helper in list(self._helpers) if self._dealt else ():
                 self._attend(helper, turn)
             if turn in self._found:
                 break
@@ -212,25 +215,28 @@ class Helper:
     def has_spoken(self) -> bool:
         """Whether there is an answer, or none will come any more: then nothing here waits."""
         while b"\n" not in self._heard and not self._ended:
-            poll = select.poll()
-            poll.register(cast("IO[bytes]", self._process.stdout), select.POLLIN)
-            if not poll.poll(0):
+            if not self._listen(0):
                 return False
-            self._listen()
         return True
 
-    def _listen(self) -> None:
-        """Wait until it says more, or ends."""
-        more = os.read(cast("IO[bytes]", self._process.stdout).fileno(), 1 << 16)
+    def _listen(self, seconds: float) -> bool:
+        """Wait until it says more, or ends, for so long; return whether it did."""
+        pipe = cast("IO[bytes]", self._process.stdout).fileno()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return False
+        more = os.read(pipe, 1 << 16)
         self._heard += more
         self._ended = not more
+        return True
 
     def _line(self) -> bytes | None:
         """Return the next line that it says; None if it has ended. Waits for that."""
         while b"\n" not in self._heard:
             if self._ended:
                 return None
-            self._listen()
+            self._listen(_STEP)
         line, _, self._heard = self._heard.partition(b"\n")
         return line
 
