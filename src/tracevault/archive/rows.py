@@ -50,8 +50,8 @@ FROM_2000 = 946_684_800_000_000
 INFINITY = 2**63 - 1
 
 
-class Copied(NamedTuple):
-    """A row of `flows.archive.rows_sql`."""
+class Sent(NamedTuple):
+    """A row of `flows.archive.rows_sql`, as the server sent it."""
 
     leaf: int | None
     hash: bytes | None
@@ -72,10 +72,10 @@ class Copied(NamedTuple):
         return int(value)
 
 
-def copied(row: Sequence[bytes | None]) -> Copied:
+def sent_row(row: Sequence[bytes | None]) -> Sent:
     """Return what a row says, as the server sends it."""
     leaf, hash_, xid, data, meta, *fields = row
-    return Copied(
+    return Sent(
         None if leaf is None else _INDEX.unpack(leaf)[0],
         hash_,
         None if xid is None else _XID.unpack(xid)[0],
@@ -84,7 +84,7 @@ def copied(row: Sequence[bytes | None]) -> Copied:
     )
 
 
-def batch_of(rows: Sequence[Copied]) -> Any:
+def batch_of(rows: Sequence[Sent]) -> Any:
     """Return rows as Arrow has them; raise `ArchiveError` for a time that Parquet has no number for."""
     columns = [pyarrow.array([row.leaf for row in rows], pyarrow.int64())]
     for place, name in enumerate(NAMES):
@@ -104,7 +104,7 @@ def batch_of(rows: Sequence[Copied]) -> Any:
     )
 
 
-def _unix(name: str, value: bytes | None, rows: Sequence[Copied]) -> int:
+def _unix(name: str, value: bytes | None, rows: Sequence[Sent]) -> int:
     (moment,) = _TIME.unpack(value or b"")
     if abs(moment) >= INFINITY:
         return INFINITY if moment > 0 else -INFINITY

@@ -14,7 +14,7 @@ from pyarrow import PythonFile, parquet
 
 from tracevault.archive.manifest import ArchivedFile, ArchiveManifest, Proof
 from tracevault.archive.proof import tiles_for, write_proof
-from tracevault.archive.rows import SCHEMA, Copied, batch_of, copied
+from tracevault.archive.rows import SCHEMA, Sent, batch_of, sent_row
 from tracevault.archive.store import NewFile, Store
 from tracevault.errors import ArchiveError, ProofError
 from tracevault.flows.archive import Moment, Seen, Slice, checkpoint, left_out, moment, oldest, ranges, rows_sql
@@ -146,13 +146,13 @@ class _Month:
         )
         return self._store.add(manifest)
 
-    def _groups(self) -> Iterator[list[Copied]]:
+    def _groups(self) -> Iterator[list[Sent]]:
         """Yield rows as they come, so many as are in memory at once, each compared with its leaf."""
-        group: list[Copied] = []
+        group: list[Sent] = []
         size = 0
         hash_of = None if self._tree is None else Encoder(self._tree.name).hash
         for sent in raw_rows(self._connection, rows_sql(self.part), _ARCHIVING):
-            row = copied(sent)
+            row = sent_row(sent)
             if hash_of is not None and hash_of(row.fields, row.commitments) != row.hash:
                 raise ArchiveError(
                     f"event {row.id} is not as it was sealed as leaf {row.leaf:,}: `tracevault verify` says more. "
@@ -193,12 +193,12 @@ class _Files:
         self._file: NewFile | None = None
         self._writer: Any = None
         self._rows = 0
-        self._first: Copied | None = None
-        self._last: Copied | None = None
+        self._first: Sent | None = None
+        self._last: Sent | None = None
         self.done: list[ArchivedFile] = []
         self.rows = 0
 
-    def add(self, group: Sequence[Copied]) -> None:
+    def add(self, group: Sequence[Sent]) -> None:
         """Write a row group."""
         batch = batch_of(group)
         if self._open is None:

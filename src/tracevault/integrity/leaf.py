@@ -133,13 +133,14 @@ class Encoder:
         add = parts.append
         for heads, value in zip(self._heads, fields, strict=False):
             if value is not None:
-                size = len(value)
-                add(heads[size] if size < _SHORT else heads[0][: _TAG.size] + _LENGTH.pack(size))
+                try:  # which costs nothing
+                    add(heads[len(value)])
+                except IndexError:
+                    add(heads[0][: _TAG.size] + _LENGTH.pack(len(value)))
                 add(value)
-        salt = fields[_SALT]
+        salt, *payloads = fields[_SALT:]
         begin = PAYLOAD_PREFIX if salt is None else PAYLOAD_PREFIX + salt
-        for place, head in enumerate(self._payload_heads):
-            payload = fields[_SALT + 1 + place]
+        for place, (head, payload) in enumerate(zip(self._payload_heads, payloads, strict=True)):
             if payload is not None:
                 add(head)
                 add(sha256(begin + payload).digest())
