@@ -45,6 +45,18 @@ CHUNK = 256
 IDLE = "import time; print('ready', flush=True); time.sleep(60)"
 
 
+class Noted(Helper):
+    """A helper that notes what it is given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.given: list[int] = []
+
+    def give(self, start: int, end: int) -> None:
+        self.given.append(start)
+        super().give(start, end)
+
+
 @pytest.fixture
 def log(ready_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sealed]:
     """A log of six chunks."""
@@ -57,26 +69,21 @@ def log(ready_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def helpers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def helpers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Noted]]:
     """The helpers that were begun. None of them outlives the test."""
     begun: list[Noted] = []
 
-    class Noted(Helper):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.given: list[int] = []
-            begun.append(self)
+    def begin(*arguments: Any) -> Noted:
+        helper = Noted(*arguments)
+        begun.append(helper)
+        return helper
 
-        def give(self, start: int, end: int) -> None:
-            self.given.append(start)
-            super().give(start, end)
-
-    monkeypatch.setattr(jobs_module, "Helper", Noted)
+    monkeypatch.setattr(jobs_module, "Helper", begin)
     yield begun
     assert all(helper._process.returncode is not None for helper in begun)
 
 
-def check(log: Sealed, jobs: int | None, helpers: list[Any] | None = None, **options: Any) -> Report:
+def check(log: Sealed, jobs: int | None, helpers: list[Noted] | None = None, dsn: str = "", **options: Any) -> Report:
     """Verify. With ``helpers``, go on after the first chunk when all have begun, or it would be over before."""
     if helpers is not None:
         told = options.get("progress", lambda _done, _all: None)
@@ -86,8 +93,9 @@ def check(log: Sealed, jobs: int | None, helpers: list[Any] | None = None, **opt
             told(done, of)
 
         options["progress"] = progress
-    with psycopg.connect(log.dsn, autocommit=True) as connection:
-        return verify(connection, "audit_logs", Trust([log.key()]), jobs=jobs, conninfo=log.dsn, **options)
+    dsn = dsn or log.dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return verify(connection, "audit_logs", Trust([log.key()]), jobs=jobs, conninfo=dsn, **options)
 
 
 def without_time(report: Report) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def tamper(log: Sealed) -> None:
 
 
 @pytest.mark.parametrize("jobs", [2, 3, 9])
-def test_several_processes_find_what_one_finds(log: Sealed, helpers: list[Any], jobs: int) -> None:
+def test_several_processes_find_what_one_finds(log: Sealed, helpers: list[Noted], jobs: int) -> None:
     good = check(log, jobs, helpers)
     assert (good.verdict, good.checked, good.problems) == (Verdict.CONSISTENT, ROWS, [])
     tamper(log)
@@ -130,11 +138,12 @@ def test_several_processes_find_what_one_finds(log: Sealed, helpers: list[Any], 
     assert without_time(together) == without_time(alone)
     assert {"changed", "moved", "deleted", "leaf", "tile", "inserted"} <= {one.kind for one in alone.problems}
     assert len(helpers) == 2 * min(jobs - 1, 5)  # no more processes than chunks
+    assert all(helper._ready for helper in helpers)
     half = len(helpers) // 2
     assert all(any(helper.given for helper in some) for some in (helpers[:half], helpers[half:]))
 
 
-def test_rows_that_went_rightly(log: Sealed, helpers: list[Any], cli: Cli) -> None:
+def test_rows_that_went_rightly(log: Sealed, helpers: list[Noted], cli: Cli) -> None:
     with Sealing(log):
         erased = cli("erase", "--target", "user/u1", "--reason", "r", "--yes", "--dsn", log.dsn)
         pruned = cli("prune", "--before", "2021-01-01", "--yes", "--dsn", log.dsn)
@@ -145,7 +154,7 @@ def test_rows_that_went_rightly(log: Sealed, helpers: list[Any], cli: Cli) -> No
     assert any(helper.given for helper in helpers)
 
 
-def test_they_see_one_snapshot(log: Sealed, helpers: list[Any]) -> None:
+def test_they_see_one_snapshot(log: Sealed, helpers: list[Noted]) -> None:
     def change(done: int, _all: int) -> None:
         if done == CHUNK:
             rows(log.dsn, "SET session_replication_role = replica; UPDATE audit_logs SET actor_id = 'late'")
@@ -168,7 +177,7 @@ def test_findings_come_over_whole() -> None:
 # ------------------------------------------------------------------------------------------------ what fails
 
 
-def test_a_helper_that_is_killed(log: Sealed, helpers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_is_killed(log: Sealed, helpers: list[Noted], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "_BEGIN", IDLE)
 
     def kill(_done: int, _all: int) -> None:
@@ -179,7 +188,7 @@ def test_a_helper_that_is_killed(log: Sealed, helpers: list[Any], monkeypatch: p
     assert caught.value.transient
 
 
-def test_what_a_helper_met_is_raised(log: Sealed, helpers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_helper_met_is_raised(log: Sealed, helpers: list[Noted], monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"message": "verifying failed: no room", "sqlstate": "53100", "transient": True}
     monkeypatch.setattr(jobs_module, "_BEGIN", f"print('ready')\nprint('error ' + {json.dumps(error)!r})")
     with pytest.raises(DriverError, match=r"^verifying failed: no room$") as caught:
@@ -190,29 +199,18 @@ def test_what_a_helper_met_is_raised(log: Sealed, helpers: list[Any], monkeypatc
 
 @pytest.mark.parametrize("begin", ["raise SystemExit(3)", "print('no module')", "import os; os.close(0)"])
 def test_helpers_that_cannot_begin(
-    log: Sealed, helpers: list[Any], monkeypatch: pytest.MonkeyPatch, begin: str
+    log: Sealed, helpers: list[Noted], monkeypatch: pytest.MonkeyPatch, begin: str
 ) -> None:
     monkeypatch.setattr(jobs_module, "_BEGIN", begin)
     assert check(log, 3, helpers).checked == ROWS
     assert [helper.ready for helper in helpers] == [False, False]
 
 
-def test_a_server_with_no_connection_to_spare(log: Sealed, helpers: list[Any]) -> None:
+def test_a_server_with_no_connection_to_spare(log: Sealed, helpers: list[Noted]) -> None:
     name = make_role(log.dsn, "CONNECTION LIMIT 1")
-    dsn = make_conninfo(log.dsn, user=name, password="x")
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        tell: list[bool] = []
-        report = verify(
-            connection,
-            "audit_logs",
-            Trust([log.key()]),
-            jobs=3,
-            conninfo=dsn,
-            progress=lambda _done, _all: tell.extend(helper.ready for helper in helpers),
-        )
+    report = check(log, 3, helpers, make_conninfo(log.dsn, user=name, password="x"))
     assert report.checked == ROWS
-    assert tell
-    assert not any(tell)
+    assert [helper._ready for helper in helpers] == [False, False]
 
 
 def make_role(dsn: str, options: str) -> str:
@@ -225,7 +223,7 @@ def make_role(dsn: str, options: str) -> str:
     return name
 
 
-def test_where_no_helper_is_begun(log: Sealed, helpers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_helper_is_begun(log: Sealed, helpers: list[Noted], monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(log.dsn, autocommit=True) as connection:
         assert verify(connection, "audit_logs", Trust(), jobs=3).checked == ROWS  # nobody knows how to connect
     assert check(log, 1).checked == ROWS
@@ -241,7 +239,7 @@ def test_where_no_helper_is_begun(log: Sealed, helpers: list[Any], monkeypatch: 
     assert not helpers
 
 
-def test_ctrl_c_ends_all(log: Sealed, helpers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_all(log: Sealed, helpers: list[Noted], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "_BEGIN", IDLE)
 
     def interrupt(_done: int, _all: int) -> None:
@@ -366,7 +364,7 @@ def test_how_many_jobs_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs_for(10_000_000) == 1
 
 
-def test_the_vault_and_the_command_line(log: Sealed, helpers: list[Any], face: OpenVault, cli: Cli) -> None:
+def test_the_vault_and_the_command_line(log: Sealed, helpers: list[Noted], face: OpenVault, cli: Cli) -> None:
     audit = face(connection_string=log.dsn)
     assert audit.verify(keys=[str(log.key())], jobs=2).checked == ROWS
     assert len(helpers) == 1
@@ -376,7 +374,7 @@ def test_the_vault_and_the_command_line(log: Sealed, helpers: list[Any], face: O
     assert cli("verify", "--jobs", "0", "--dsn", log.dsn).code == 2
 
 
-def test_a_vault_that_only_its_owner_can_connect(log: Sealed, helpers: list[Any], face: OpenVault) -> None:
+def test_a_vault_that_only_its_owner_can_connect(log: Sealed, helpers: list[Noted], face: OpenVault) -> None:
     audit = face(connection_string=log.dsn, writer_connect=lambda: psycopg.connect(log.dsn))
     assert audit.verify(jobs=3).checked == ROWS
     assert not helpers

@@ -10,6 +10,7 @@ from uuid import UUID
 from tracevault.errors import ArchiveError, ConfigError, ProofError
 from tracevault.events.record import BY_NAME, STORED_XID
 from tracevault.integrity.leaf import PAYLOADS, READ
+from tracevault.postgres.run import RawRow
 
 try:
     import pyarrow
@@ -72,7 +73,7 @@ class Sent(NamedTuple):
         return int(value)
 
 
-def sent_row(row: Sequence[bytes | None]) -> Sent:
+def sent_row(row: RawRow) -> Sent:
     """Return what a row says, as the server sends it."""
     leaf, hash_, xid, data, meta, *fields = row
     return Sent(

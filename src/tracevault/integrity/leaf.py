@@ -45,8 +45,13 @@ _MICROSECOND = timedelta(microseconds=1)
 _HASH_BYTES = 32
 
 
+def _head(tag: int, size: int) -> bytes:
+    """Return what stands before a value of ``size`` bytes."""
+    return _TAG.pack(tag) + _LENGTH.pack(size)
+
+
 def _field(tag: int, value: bytes) -> bytes:
-    return _TAG.pack(tag) + _LENGTH.pack(len(value)) + value
+    return _head(tag, len(value)) + value
 
 
 def leaf_prefix(tree: str) -> bytes:
@@ -111,6 +116,8 @@ def _canary_literal(value: str | None) -> str:
 # What `Encoder.hash` takes, in this order, each in its type's binary format.
 READ = (*(stored.name for stored in _PLAIN), PAYLOAD_SALT, *(f"{name}::text" for name in PAYLOADS))
 
+_SALT = len(_PLAIN)
+_NO_COMMITMENTS: tuple[bytes | None, ...] = (None,) * len(PAYLOADS)
 # Of values shorter than this, what stands before them is made beforehand.
 _SHORT = 256
 
@@ -120,11 +127,11 @@ class Encoder:
 
     def __init__(self, tree: str) -> None:
         self._prefix = b"\x00" + leaf_prefix(tree)
-        self._heads = [_heads(stored) for stored in _PLAIN]
+        self._heads = [[_head(stored.column.leaf or 0, size) for size in range(_SHORT)] for stored in _PLAIN]
         payloads = (stored for stored in FIELDS if stored.name in PAYLOADS)
-        self._payload_heads = [_head(stored, _HASH_BYTES) for stored in payloads]
+        self._payload_heads = [_head(stored.column.leaf or 0, _HASH_BYTES) for stored in payloads]
 
-    def hash(self, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = ()) -> bytes:
+    def hash(self, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = _NO_COMMITMENTS) -> bytes:
         """Return the RFC 6962 leaf hash of a row, given as the values of `READ`.
 
         ``commitments`` replace payloads that were erased, in the order of `PAYLOADS`.
@@ -140,27 +147,14 @@ class Encoder:
                 add(value)
         salt, *payloads = fields[_SALT:]
         begin = PAYLOAD_PREFIX if salt is None else PAYLOAD_PREFIX + salt
-        for place, (head, payload) in enumerate(zip(self._payload_heads, payloads, strict=True)):
+        for head, payload, committed in zip(self._payload_heads, payloads, commitments, strict=True):
             if payload is not None:
                 add(head)
                 add(sha256(begin + payload).digest())
-            elif commitments:
-                committed = commitments[place]
-                if committed is not None:
-                    add(head)
-                    add(committed)
+            elif committed is not None:
+                add(head)
+                add(committed)
         return sha256(b"".join(parts)).digest()
-
-
-_SALT = len(_PLAIN)
-
-
-def _head(stored: StoredColumn, size: int) -> bytes:
-    return _TAG.pack(stored.column.leaf or 0) + _LENGTH.pack(size)
-
-
-def _heads(stored: StoredColumn) -> list[bytes]:
-    return [_head(stored, size) for size in range(_SHORT)]
 
 
 def commitment(salt: UUID | None, text: str) -> bytes:
@@ -246,7 +240,9 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def statement_of(tree: str, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = ()) -> Statement:
+def statement_of(
+    tree: str, fields: Sequence[bytes | None], commitments: Sequence[bytes | None] = _NO_COMMITMENTS
+) -> Statement:
     """Return what a row says, from what `Encoder.hash` takes."""
     values: dict[str, Any] = {}
     for stored, field in zip(_PLAIN, fields, strict=False):
@@ -255,7 +251,7 @@ def statement_of(tree: str, fields: Sequence[bytes | None], commitments: Sequenc
     salt, *payloads = fields[_SALT:]
     if salt is not None:
         values[PAYLOAD_SALT] = str(UUID(bytes=salt))
-    for name, field, committed in zip(PAYLOADS, payloads, commitments or (None,) * len(PAYLOADS), strict=True):
+    for name, field, committed in zip(PAYLOADS, payloads, commitments, strict=True):
         if field is not None:
             values[name] = field.decode()
         elif committed is not None:

@@ -63,6 +63,9 @@ class _AsyncCursor(AsyncRawCursor[Any]):
         return _ADAPTERS
 
 
+# A row whose values, but NULLs, are bytes: the binary formats of their types.
+RawRow = tuple[Any, ...]
+
 # Of whatever type a column is, or was made by somebody: its bytes.
 _AS_BYTES = AdaptersMap()
 _AS_BYTES.register_loader(0, ByteaBinaryLoader)
@@ -163,8 +166,8 @@ def _copy(cursor: _Cursor, statement: Copy) -> Result:
     return Result([], cursor.rowcount)
 
 
-def raw_rows(connection: Connection[Any], select: str, place: Place) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a SELECT as the server sends them: each value, but NULL, as bytes in its binary format."""
+def raw_rows(connection: Connection[Any], select: str, place: Place) -> Iterator[RawRow]:
+    """Yield the rows of a SELECT as the server sends them, without decoding them."""
     try:
         with _BytesCursor(connection, row_factory=tuple_row) as cursor:
             yield from cursor.stream(select.encode(), binary=True, size=_CHUNK)

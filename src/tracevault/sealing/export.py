@@ -29,8 +29,8 @@ from tracevault.integrity.leaf import FIELDS, PAYLOADS, statement_of
 from tracevault.integrity.note import Note
 from tracevault.integrity.tiles import WIDTH
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import raw_rows, run
-from tracevault.sealing.rows import Sent, leaf_row
+from tracevault.postgres.run import RawRow, raw_rows, run
+from tracevault.sealing.rows import leaf_row
 from tracevault.sealing.verify import CHUNK, Progress
 
 FORMAT = "tracevault/export/v1"
@@ -83,7 +83,7 @@ def _covered(tree: Tree, note: str | None) -> int:
         return tree.size
 
 
-def _exported(tree: Tree, row: Sent, tiles: Mapping[int, bytes]) -> str:
+def _exported(tree: Tree, row: RawRow, tiles: Mapping[int, bytes]) -> str:
     index, id_, state, fields, commitments = leaf_row(row)
     if state == GONE:
         start = index % WIDTH * HASH

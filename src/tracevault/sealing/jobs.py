@@ -13,9 +13,8 @@ import select
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,7 +28,7 @@ from tracevault.integrity.tiles import WIDTH
 from tracevault.postgres.failures import Place
 from tracevault.postgres.run import run
 from tracevault.sealing.findings import Findings
-from tracevault.sealing.rows import RowCheck, leaf_hashes
+from tracevault.sealing.rows import RowCheck
 
 MOST_JOBS = 64
 # By default up to so many processes check a log, and only one a log of fewer leaves: Python takes 0.3 s to start.
@@ -63,9 +62,7 @@ class Crew:
     Each helper is given another range when it has answered one, so that nobody waits for who began later or is slower.
     """
 
-    def __init__(
-        self, own: Callable[[int, int], Findings], helpers: list[Helper], spans: Sequence[tuple[int, int]]
-    ) -> None:
+    def __init__(self, own: RowCheck, helpers: list[Helper], spans: Sequence[tuple[int, int]]) -> None:
         self._own = own
         self._helpers = helpers
         self._spans = spans
@@ -75,7 +72,7 @@ class Crew:
         # How far others may be ahead: what they found waits here, and in the pipes.
         self._ahead = 4 * (len(helpers) + 1)
 
-    def check(self, start: int, end: int) -> Findings:
+    def check(self, start: int, end: int, hashes: bytes) -> Findings:
         """Return what is found of the leaves ``start`` to ``end``, like `RowCheck.check`.
 
         To be called with all ranges in their order. What a helper could not do, it raises; one that could not begin
@@ -86,30 +83,36 @@ class Crew:
         while turn not in self._found:
             # The first range is checked here: helpers take longer than that to begin.
             for helper in list(self._helpers) if self._dealt else ():
-                self._attend(helper, turn)
+                self._attend(helper)
             if turn in self._found:
                 break
-            if self._dealt < min(len(self._spans), turn + self._ahead):
+            if self._may_deal():
                 number = self._deal()
-                self._found[number] = self._own(*self._spans[number])
+                self._found[number] = self._own.check(*self._spans[number], hashes if number == turn else None)
             else:
-                holder = next(helper for helper in self._helpers if turn in helper.numbers)
-                self._found[holder.numbers.popleft()] = holder.findings()
+                self._take(next(helper for helper in self._helpers if turn in helper.numbers))
         return self._found.pop(turn)
 
-    def _attend(self, helper: Helper, turn: int) -> None:
+    def _attend(self, helper: Helper) -> None:
         """Take what a helper has found, and give it more: two ranges, so that it has one while it answers."""
         while helper.has_spoken:
             if helper.is_ready:
-                found = helper.findings()
-                self._found[helper.numbers.popleft()] = found
+                self._take(helper)
             elif not helper.ready:
                 self._helpers.remove(helper)
                 return
-        while helper.is_ready and len(helper.numbers) < 2 and self._dealt < min(len(self._spans), turn + self._ahead):
+        while helper.is_ready and len(helper.numbers) < 2 and self._may_deal():
             number = self._deal()
             helper.numbers.append(number)
             helper.give(*self._spans[number])
+
+    def _take(self, helper: Helper) -> None:
+        """Take what a helper found of the first of its ranges; waits for that."""
+        found = helper.findings()
+        self._found[helper.numbers.popleft()] = found
+
+    def _may_deal(self) -> bool:
+        return self._dealt < min(len(self._spans), self._turn + self._ahead)
 
     def _deal(self) -> int:
         number, self._dealt = self._dealt, self._dealt + 1
@@ -156,12 +159,7 @@ def crew(
                 for helper in helpers:
                     helper.close()
                 raise
-    return Crew(partial(checked, connection, own, tree, place), helpers, spans)
-
-
-def checked(connection: Connection[Any], rows: RowCheck, tree: Tree, place: Place, start: int, end: int) -> Findings:
-    """Check a range of leaves; that tiles lack hashes is told by who walks the tree."""
-    return rows.check(start, end, leaf_hashes(connection, tree, start, end, place, lambda _detail, _index: None))
+    return Crew(own, helpers, spans)
 
 
 def _is_python() -> bool:

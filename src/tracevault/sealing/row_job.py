@@ -19,7 +19,6 @@ from tracevault.flows.verify import prepare, stream, use_snapshot
 from tracevault.postgres.failures import Place, translated
 from tracevault.postgres.pool import connect_once
 from tracevault.postgres.run import run
-from tracevault.sealing.jobs import checked
 from tracevault.sealing.rows import Allowed, Ranges, RowCheck
 
 _VERIFYING = Place("verifying")
@@ -49,7 +48,7 @@ def _check(job: dict[str, Any], given: SimpleQueue[tuple[int, int]]) -> NoReturn
             _say("ready")
             rows = RowCheck(connection, tree, _VERIFYING, Allowed(*map(Ranges, job["allowed"])))
             while True:
-                _say(checked(connection, rows, tree, _VERIFYING, *given.get()).to_json())
+                _say(rows.check(*given.get()).to_json())
 
 
 def _say(line: str) -> None:

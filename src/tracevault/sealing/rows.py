@@ -29,12 +29,11 @@ from tracevault.integrity.leaf import PAYLOADS, Encoder
 from tracevault.integrity.merkle import inclusion_proof, verify_inclusion
 from tracevault.integrity.tiles import WIDTH, tile_reader
 from tracevault.postgres.failures import Place
-from tracevault.postgres.run import raw_rows, run
+from tracevault.postgres.run import RawRow, raw_rows, run
 from tracevault.schema.custody import ERASED, PRUNED
 from tracevault.sealing.findings import Bad, Findings
 
-# A row of `rows_sql` as the server sends it: index, id, what there is of the row, three values of an erasure, the row.
-Sent = tuple[Any, ...]
+# Where things stand in a row of `rows_sql`: index, id; what there is of the row, three values of an erasure; the row.
 _STATE = slice(2, 6)
 _ROW = 6
 # The usual row is there, and nothing of it was erased.
@@ -94,8 +93,9 @@ class RowCheck:
         rows = list(raw_rows(self._connection, rows_sql(tree, index, index + 1), self._place))
         if len(rows) != 1:
             return False
-        _, _, state, *erased, event = (row := rows[0])[:_ROW]
-        if state == bytes((GONE,)) or (*erased, event) != (None, None, None):
+        row = rows[0]
+        (state,), *erasure = row[_STATE]
+        if state == GONE or erasure != [None, None, None]:
             return False
         read = tile_reader(lambda tiles: run(self._connection, read_tiles(tree.number, tiles), self._place), tree.size)
         try:
@@ -105,8 +105,13 @@ class RowCheck:
             return False
         return True
 
-    def check(self, start: int, end: int, hashes: bytes) -> Findings:
-        """Hash the rows of leaves ``start`` to ``end``, compare them with ``hashes``, and return what was found."""
+    def check(self, start: int, end: int, hashes: bytes | None = None) -> Findings:
+        """Hash the rows of leaves ``start`` to ``end``, compare them with ``hashes``, and return what was found.
+
+        Hashes that are not given are read; that tiles lack some is told by who walks the tree.
+        """
+        if hashes is None:
+            hashes = leaf_hashes(self._connection, self._tree, start, end, self._place, lambda _detail, _index: None)
         self._found = Findings()
         expected, good = start, 0
         hash_of, number = self._encoder.hash, int.from_bytes
@@ -131,7 +136,7 @@ class RowCheck:
         self._found.checked = good
         return self._found
 
-    def _check_unusual(self, row: Sent, index: int, stored: bytes) -> bool:
+    def _check_unusual(self, row: RawRow, index: int, stored: bytes) -> bool:
         """Look at a leaf whose row is gone or not the usual one, or was erased in part; True if the row is good."""
         (state,), data, meta, event = row[_STATE]
         if state == GONE:
@@ -167,7 +172,7 @@ class RowCheck:
             offset = (index - start) * HASH
             self._found.add_unlisted(hashes[offset : offset + HASH], index)
 
-    def _differs(self, index: int, row: Sent, computed: bytes, stored: bytes) -> None:
+    def _differs(self, index: int, row: RawRow, computed: bytes, stored: bytes) -> None:
         self._found.add_changed(Bad(index, _id_of(row), computed, stored))
 
 
@@ -191,11 +196,11 @@ def leaf_hashes(
     return b"".join(parts)[(start - begin) * HASH :]
 
 
-def leaf_row(row: Sent) -> tuple[int, UUID, int, Sequence[bytes | None], Sequence[bytes | None]]:
+def leaf_row(row: RawRow) -> tuple[int, UUID, int, Sequence[bytes | None], Sequence[bytes | None]]:
     """Return of a row of `rows_sql`: the index, the id, what there is of the row, the row, and commitments."""
     (state,), data, meta, _event = row[_STATE]
     return int.from_bytes(row[0], signed=True), _id_of(row), state, row[_ROW:], (data, meta)
 
 
-def _id_of(row: Sent) -> UUID:
+def _id_of(row: RawRow) -> UUID:
     return UUID(bytes=row[1])

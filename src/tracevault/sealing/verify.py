@@ -298,7 +298,7 @@ class _Verification:
         with closing(self._crew(spans)) as rows:
             for start, end in spans:
                 hashes = leaf_hashes(self._connection, self._tree, start, end, _VERIFYING, partial(self._add, "tile"))
-                found.merge(self._told(rows.check(start, end)))
+                found.merge(self._told(rows.check(start, end, hashes)))
                 self._mark_stored(start + 1, end, CHUNK)
                 self._grow(growth, start, end, hashes)
                 self._progress(end - first, last - first)

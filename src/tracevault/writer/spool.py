@@ -110,8 +110,8 @@ class SpoolFile:
         """Bytes up to which records are appended."""
         self.depth = 0
         self.damaged = False
-        self.unreadable = self.torn = 0
         self._pieces: frozenset[int] = frozenset()
+        self.unreadable = self.torn = 0
         """Of an orphan: records that cannot be read, and bytes at its end that are no whole frame."""
         self.distrusted = False
         """Whether a sync has failed: what it was to write is lost, perhaps, though later ones succeed."""
