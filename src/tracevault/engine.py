@@ -446,7 +446,7 @@ class AsyncEngine(_Engine):
         writer.counters.add_flying()
         try:
             # Alone, a write of its own is quickest; with others under way, a common one is.
-            if self._direct == 0 and not writer.sync_busy:
+            if self._direct == 0 and not writer.loop_busy:
                 self._direct += 1
                 try:
                     await self.store(self.write_one(table, prepared, place))

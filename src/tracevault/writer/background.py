@@ -10,11 +10,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Lock, Thread, current_thread
+from threading import Lock, Thread, current_thread, local
 from typing import Any, Literal, TypeAlias
-from weakref import WeakSet
 
 from psycopg import Connection
 
@@ -38,8 +37,9 @@ from tracevault.writer.process import at_exit, warn_about_threads
 from tracevault.writer.queue import Item, Lane, Queue
 from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, flags_of
 from tracevault.writer.stats import Counters, Stats
+from tracevault.writer.turn import Turn
 from tracevault.writer.upkeep import Spool
-from tracevault.writer.waiter import LoopWaiter, Waiter
+from tracevault.writer.waiter import LoopWaiter, Waiter, fail_all
 
 _log = logging.getLogger("tracevault")
 
@@ -81,7 +81,7 @@ class BackgroundWriter:
         self._threads: list[Thread] = []
         self._dropping = False
         self._reported = 0
-        self._watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._turns = local()
         self._delivery = Delivery(config, self._queue, self.counters)
         if config.ingest is not None:
             from tracevault.writer.stream import Publisher  # noqa: PLC0415 - it needs an extra
@@ -292,10 +292,17 @@ class BackgroundWriter:
         """Whether sync emits are under way here, so that another one had better join them."""
         return self._queue.sync_busy
 
+    @property
+    def loop_busy(self) -> bool:
+        """Whether sync emits are under way here, or others of the running event loop are about to be."""
+        return self._queue.sync_busy or self._turn().goes_on
+
     def store(self, scope: str, table: str, prepared: Prepared, place: Place) -> None:
         """Store a record with whatever else is to be stored, and return when it is."""
         waiter = Waiter(time.monotonic() + self._config.timeout)
-        lane, item = self._enqueue(scope, table, prepared, waiter)
+        lane, item = self._queue.lane(scope, table, sync=True), Item(prepared, waiter=waiter)
+        self._queue.offer(lane, item)
+        self._ensure_writer()
         while not waiter.wait(waiter.deadline + GRACE - time.monotonic()):
             self._withdraw(lane, item, place)
             waiter.deadline = time.monotonic() + 1.0  # a writer has it: it will end, and say how
@@ -304,13 +311,10 @@ class BackgroundWriter:
 
     async def store_async(self, scope: str, table: str, prepared: Prepared) -> None:
         """Store a record with whatever else is to be stored; like `store`, and the event loop goes on meanwhile."""
-        now = time.monotonic()
-        waiter = LoopWaiter(now + self._config.timeout)
-        _, item = self._enqueue(scope, table, prepared, waiter)
-        self._delivery.handover.give_way(now)
-        if waiter.loop not in self._watched:
-            self._watched.add(waiter.loop)
-            self._watch(waiter.loop)
+        turn = self._turn()
+        waiter = LoopWaiter(turn, time.monotonic() + self._config.timeout)
+        item = Item(prepared, waiter=waiter)
+        turn.add(self._queue.lane(scope, table, sync=True), item)
         try:
             await waiter.future
         except asyncio.CancelledError:
@@ -319,26 +323,48 @@ class BackgroundWriter:
         if waiter.error is not None:
             raise waiter.error
 
-    def _enqueue(self, scope: str, table: str, prepared: Prepared, waiter: Waiter) -> tuple[Lane, Item]:
-        lane, item = self._queue.lane(scope, table, sync=True), Item(prepared, waiter=waiter)
-        self._queue.offer(lane, item)
-        self._ensure_writer()
-        return lane, item
+    def _turn(self) -> Turn:
+        """Return the turn of the event loop that runs here."""
+        loop = asyncio.get_running_loop()
+        turn: Turn | None = getattr(self._turns, "last", None)
+        if turn is None or turn.loop is not loop:
+            turn = self._turns.last = Turn(loop, self._offer_turn)
+        return turn
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _offer_turn(self, turn: Turn, pairs: Sequence[tuple[Lane, Item]]) -> None:
+        """Have the emits of a turn stored."""
+        try:
+            woken = self._queue.offer_together(pairs)
+        except TracevaultError as error:  # the vault was closed just now
+            fail_all([item.waiter for _, item in pairs if item.waiter], error)
+            return
+        try:
+            self._ensure_writer()
+        except TracevaultError as error:
+            fail_all([item.waiter for lane, item in pairs if self._queue.withdraw(lane, item) and item.waiter], error)
+            return
+        if woken and turn.goes_on:
+            self._delivery.handover.pause()  # or it would begin only when the loop lets go of the lock
+        else:
+            self._delivery.handover.give_way(time.monotonic())
+        if not turn.watched:
+            turn.watched = True
+            self._watch(turn)
+
+    def _watch(self, turn: Turn) -> None:
         """Give up on the emits of a loop for which time has run out, now and again: one timer for all of them."""
         for lane, item in self._queue.overdue(time.monotonic() - GRACE):
             waiter = item.waiter
-            if isinstance(waiter, LoopWaiter) and waiter.loop is loop:
+            if isinstance(waiter, LoopWaiter) and waiter.turn is turn:
                 try:
                     self._withdraw(lane, item, Place("emit", lane.scope, lane.table))
                 except TracevaultError as error:
                     waiter.error = error
                     waiter.finish()
         if self._queue.sync_busy:
-            loop.call_later(_WATCH_INTERVAL, self._watch, loop)
+            turn.loop.call_later(_WATCH_INTERVAL, self._watch, turn)
         else:
-            self._watched.discard(loop)
+            turn.watched = False
 
     def _withdraw(self, lane: Lane, item: Item, place: Place) -> None:
         """Give up on an item for which time has run out, unless a writer holds it just now."""

@@ -31,7 +31,7 @@ from tracevault.writer.spool import RetiredError, SpoolFile
 from tracevault.writer.stats import Counters
 from tracevault.writer.told import tell
 from tracevault.writer.upkeep import Spool
-from tracevault.writer.waiter import Waiter, finish_all
+from tracevault.writer.waiter import Waiter, finish_all, own_copy
 
 if TYPE_CHECKING:
     from tracevault.writer.stream import Publisher
@@ -288,7 +288,7 @@ class Delivery:
             item.waiter.error = (
                 outcome_unknown(failure, item.prepared.id, place)
                 if unknown and isinstance(failure, DriverError)
-                else _own_copy(failure)
+                else own_copy(failure)
             )
             woken.append(item.waiter)
         done += part
@@ -423,11 +423,3 @@ class CommitCost:
         # Without a lock: a value that two threads spoil for a moment does no harm.
         least = min(seconds - max(rows * self._ROW, computed), self._MOST)
         self.seconds = min(least, self.seconds + (least - self.seconds) * self._RISE)
-
-
-def _own_copy(error: TracevaultError) -> TracevaultError:
-    """Return an exception for one of several callers: a traceback belongs to one only."""
-    copy = type(error).__new__(type(error), *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
-    return copy

@@ -45,8 +45,12 @@ class Handover:
             return
         self._looked = now
         if _any_readable(list(self._sockets)):
-            time.sleep(_MOMENT)
-            self._looked = time.monotonic()  # the writer's turn is none of the loop's
+            self.pause()
+
+    def pause(self) -> None:
+        """Let a writer that is ready have the lock."""
+        time.sleep(_MOMENT)
+        self._looked = time.monotonic()  # the writer's turn is none of the loop's
 
 
 def _any_readable(sockets: list[int]) -> bool:

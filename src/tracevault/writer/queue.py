@@ -26,6 +26,8 @@ _PACE = 0.005
 # A closed queue is being emptied against the clock: no lane waits longer than this for its next attempt.
 _PAUSE_ONCE_CLOSED = 0.05
 
+_CLOSED = "the vault is closed; no further events are accepted"
+
 LaneState = Literal["ok", "waiting", "paused"]
 
 
@@ -146,12 +148,28 @@ class Queue:
         """Take ``item``, unless it is async and there is no room for it."""
         with self._lock:
             if self._closed:
-                raise TracevaultError("the vault is closed; no further events are accepted")
+                raise TracevaultError(_CLOSED)
             if self._size >= self._limit and not lane.sync:
                 return False
             lane.accepted = item.number = lane.accepted + 1
             self._admit(lane, item)
             return True
+
+    def offer_together(self, pairs: Sequence[tuple[Lane, Item]]) -> bool:
+        """Take sync items at once, so that one writer gets those of a lane; return whether one is woken for them."""
+        with self._lock:
+            if self._closed:
+                raise TracevaultError(_CLOSED)
+            for lane, item in pairs:
+                lane.accepted = lane.loaded = item.number = lane.accepted + 1
+                if not lane.waiting:
+                    lane.since = time.monotonic()
+                lane.waiting.append(item)
+            self._sync_size += len(pairs)
+            if self._idle:
+                self._work.notify()
+                return True
+            return False
 
     def offer_spooled(self, lane: Lane, item: Item, number: int) -> bool:
         """Take ``item``, which has this number in its file; False if it is to be read back from there in its turn."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from tracevault.errors import TracevaultError
+
+if TYPE_CHECKING:
+    from tracevault.writer.turn import Turn
 
 
 class Waiter:
@@ -34,13 +38,13 @@ class Waiter:
 class LoopWaiter(Waiter):
     """A caller in an event loop, which goes on meanwhile."""
 
-    __slots__ = ("future", "loop")
+    __slots__ = ("future", "turn")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, turn: Turn, deadline: float) -> None:
         self.deadline = deadline
         self.error = None
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.turn = turn
+        self.future: asyncio.Future[None] = turn.loop.create_future()
 
     def finish(self) -> None:
         """Wake the caller; to be called in its loop."""
@@ -50,17 +54,27 @@ class LoopWaiter(Waiter):
 
 def finish_all(waiters: Iterable[Waiter]) -> None:
     """Wake callers, those of one event loop by one message to it."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[LoopWaiter]] = {}
+    by_turn: dict[Turn, list[LoopWaiter]] = {}
     for waiter in waiters:
         if isinstance(waiter, LoopWaiter):
-            by_loop.setdefault(waiter.loop, []).append(waiter)
+            by_turn.setdefault(waiter.turn, []).append(waiter)
         else:
             waiter.finish()
-    for loop, group in by_loop.items():
+    for turn, group in by_turn.items():
         with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(_finish, group)
+            turn.loop.call_soon_threadsafe(turn.resume, group)
 
 
-def _finish(group: list[LoopWaiter]) -> None:
-    for waiter in group:
-        waiter.finish()
+def fail_all(waiters: Sequence[Waiter], error: TracevaultError) -> None:
+    """Wake callers whose record is not stored, and will not be."""
+    for waiter in waiters:
+        waiter.error = own_copy(error)
+    finish_all(waiters)
+
+
+def own_copy(error: TracevaultError) -> TracevaultError:
+    """Return an exception for one of several callers: a traceback belongs to one only."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -1,0 +1,91 @@
+"""What the callers of an event loop emit who were resumed together is offered to the writers together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.conftest import rows
+from tracevault import TracevaultError, start_tracevault
+from tracevault.writer.queue import Item, Lane
+from tracevault.writer.turn import Turn
+from tracevault.writer.waiter import LoopWaiter
+
+LANE = Lane("default", "audit_logs", 500, sync=True, spool=None)
+
+
+class Offers:
+    """A turn of the running loop, and how many emits were offered each time."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.turn = Turn(asyncio.get_running_loop(), lambda _, emits: self.sizes.append(len(emits)))
+
+    def emit(self) -> None:
+        self.turn.add(LANE, Item(None))
+
+    async def resumed(self, callers: int, then: Callable[[int], None]) -> None:
+        """Resume callers together, each of whom does ``then`` with its number."""
+        waiters = [LoopWaiter(self.turn, time.monotonic() + 60) for _ in range(callers)]
+
+        async def caller(number: int) -> None:
+            await waiters[number].future
+            then(number)
+
+        tasks = [asyncio.create_task(caller(number)) for number in range(callers)]
+        await asyncio.sleep(0)
+        self.turn.resume(waiters)
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(0)
+
+
+async def test_an_emit_that_follows_nobody_is_offered_at_once() -> None:
+    offers = Offers()
+    offers.emit()
+    assert offers.sizes == [1]
+    await offers.resumed(16, lambda _: None)
+    offers.emit()
+    assert offers.sizes == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("callers", "sizes"), [(3, [1, 1, 1]), (10, [10]), (16, [16]), (31, [31]), (50, [17, 17, 16]), (64, [16] * 4)]
+)
+async def test_who_was_resumed_together_is_stored_together(callers: int, sizes: Sequence[int]) -> None:
+    """But a few are quick; and of very many the first ones need not wait for the last ones."""
+    offers = Offers()
+    await offers.resumed(callers, lambda _: offers.emit())
+    assert offers.sizes == list(sizes)
+
+
+async def test_who_does_not_emit_again_is_not_waited_for() -> None:
+    offers = Offers()
+    await offers.resumed(12, lambda number: offers.emit() if number < 3 else None)
+    assert offers.sizes == [3]
+
+
+async def test_a_vault_that_is_closed_in_the_turn_stores_what_it_accepted_and_refuses_the_rest(dsn: str) -> None:
+    vault = await start_tracevault(connection_string=dsn)
+    closing: list[asyncio.Future[None]] = []
+
+    async def caller(number: int) -> int:
+        stored = 0
+        try:
+            for turn in range(4):
+                await vault.emit("order.shipped", data={"number": number})
+                stored += 1
+                if number == 8 and turn == 2:
+                    closing.append(asyncio.ensure_future(vault.close()))
+        except TracevaultError as error:
+            assert "closed" in str(error)  # noqa: PT017 - who was quick is not refused
+        return stored
+
+    stored = sum(await asyncio.gather(*(caller(number) for number in range(16))))
+    await closing[0]
+    assert stored < 16 * 4
+    assert len(rows(dsn, "SELECT id FROM audit_logs")) == stored
+    stats = vault.stats()
+    assert (stats.delivered, stats.unknown, stats.in_flight) == (stored, 0, 0)
