@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from struct import Struct
 from typing import Any
 from uuid import UUID
@@ -29,13 +30,20 @@ _COUNT = Struct("!h")
 _CHUNK = 65_536
 
 _TYPES = tuple(BY_NAME[name].column.sql_type for name in INSERT_COLUMNS)
-_TEXT, _JSONB, _OTHER = 0, 1, 2
-_KINDS = tuple(_JSONB if kind == "jsonb" else _TEXT if kind.startswith("character") else _OTHER for kind in _TYPES)
+_TEXT, _JSONB, _TIMESTAMP, _UUID = range(4)
+_KINDS_OF_TYPES = {"jsonb": _JSONB, "timestamp with time zone": _TIMESTAMP, "uuid": _UUID}
+_KINDS = tuple(_KINDS_OF_TYPES.get(kind, _TEXT) for kind in _TYPES)
 _BEGIN = _COUNT.pack(len(INSERT_COLUMNS))
-_length = _LENGTH.pack
-# Lengths ready packed, which takes a third of the time.
-_MANY = 4096
-_SHORT = tuple(map(_length, range(_MANY)))
+
+
+class _Lengths(dict[int, bytes]):
+    """Lengths as they are sent; small ones ready made, which takes a third of the time."""
+
+    def __missing__(self, length: int) -> bytes:
+        return _LENGTH.pack(length)
+
+
+_LENGTHS = _Lengths((length, _LENGTH.pack(length)) for length in range(4096))
 
 
 def encode_row(row: Sequence[Any]) -> bytes:
@@ -47,21 +55,39 @@ def encode_row(row: Sequence[Any]) -> bytes:
             add(_NULL)
         elif kind == _TEXT:
             text = value.encode()
-            size = len(text)
-            add(_SHORT[size] if size < _MANY else _length(size))
+            add(_LENGTHS[len(text)])
             add(text)
         elif kind == _JSONB:
             text = value.encode()
-            size = len(text) + 1
-            add(_SHORT[size] if size < _MANY else _length(size))
+            add(_LENGTHS[len(text) + 1])
             add(b"\x01")
             add(text)
-        elif type(value) is datetime:
+        elif kind == _TIMESTAMP:
             add(_TIME.pack(8, (value - _EPOCH) // _MICROSECOND))
         else:
             add(_UUID_LENGTH)
             add(value.int.to_bytes(16))
     return b"".join(parts)
+
+
+def encode_rows(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return ``rows`` as `encode_row` would, one after another: by columns, which takes two thirds of the time."""
+    columns = map(_encode_column, zip(*rows, strict=True), _KINDS)
+    return b"".join(chain.from_iterable(zip(repeat(_BEGIN, len(rows)), *columns, strict=False)))
+
+
+def _encode_column(values: Sequence[Any], kind: int) -> Iterable[bytes]:
+    if values.count(None) == len(values):
+        return repeat(_NULL)
+    if kind == _TEXT:
+        return [_NULL if value is None else _LENGTHS[len(text := value.encode())] + text for value in values]
+    if kind == _JSONB:
+        return [
+            _NULL if value is None else _LENGTHS[len(text := b"\x01" + value.encode())] + text for value in values
+        ]
+    if kind == _TIMESTAMP:
+        return [_TIME.pack(8, (value - _EPOCH) // _MICROSECOND) for value in values]
+    return [_UUID_LENGTH + value.int.to_bytes(16) for value in values]
 
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {

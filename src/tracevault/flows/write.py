@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from tracevault.errors import DriverError, DuplicateIdError
-from tracevault.events.binary import copy_stream, encode_row
+from tracevault.events.binary import copy_stream, encode_rows
 from tracevault.events.prepare import Batch, Prepared
 from tracevault.events.record import BY_NAME, INSERT_COLUMNS
 from tracevault.flows import Copy, Flow, Query
@@ -17,6 +17,8 @@ from tracevault.schema.comparison import ARGUMENTS, CONTENT, RIGHTS, call, funct
 COPY_FROM = 8
 # PostgreSQL takes at most 65,535 parameters in one statement.
 ROWS_PER_INSERT = 1000
+# Rows that are encoded, and of a `Batch` prepared, before they are sent.
+_ROWS_AT_ONCE = 128
 
 _COLUMNS = ", ".join(INSERT_COLUMNS)
 
@@ -73,9 +75,10 @@ def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False, 
     """
     taken = needs_transaction(batch, replay=replay)
     if len(batch) >= COPY_FROM and copies and not taken:
-        return (yield from _copy(table, (encode_row(prepared.row) for prepared in batch), len(batch)))
+        encoded = (encode_rows([prepared.row for prepared in chunk]) for chunk in _chunks(batch, _ROWS_AT_ONCE))
+        return (yield from _copy(table, encoded, len(batch)))
     found = 0
-    for chunk in _chunks(batch):
+    for chunk in _chunks(batch, ROWS_PER_INSERT):
         values = tuple(value for prepared in chunk for value in prepared.row)
         result = yield Query(insert_sql(table, len(chunk), taken=taken), values, reads=False)
         if result.touched < len(chunk):
@@ -110,9 +113,9 @@ def needs_transaction(batch: Sequence[Prepared], *, replay: bool = False) -> boo
     return replay or any(prepared.given_id for prepared in batch)
 
 
-def _chunks(batch: Sequence[Prepared]) -> Iterator[Sequence[Prepared]]:
-    for start in range(0, len(batch), ROWS_PER_INSERT):
-        yield batch[start : start + ROWS_PER_INSERT]
+def _chunks(batch: Sequence[Prepared], size: int) -> Iterator[Sequence[Prepared]]:
+    for start in range(0, len(batch), size):
+        yield batch[start : start + size]
 
 
 def confirm_same(table: str, prepared: Prepared) -> Flow[None]:
