@@ -11,7 +11,8 @@ from uuid import UUID, SafeUUID
 _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = 0
-# Random bytes in stock, since each call for some gives other threads their turn; and whose they are.
+# Random bits in stock, with version and variant among them, since each call for some gives other threads their turn;
+# and whose they are.
 _BITS = Struct("512Q")
 _stock: list[int] = []
 _owner = 0
@@ -37,8 +38,7 @@ def uuid7() -> UUID:
     bits; those come from the operating system, and a forked process asks for its own.
     """
     global _last, _owner  # noqa: PLW0603 - the process's clock of ids
-    now = time_ns()
-    stamp = (now // 1_000_000) << 12 | (now % 1_000_000) * 4096 // 1_000_000
+    stamp = time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of the next fraction
     if stamp <= _last:
         stamp = _last + 1
     _last = stamp
@@ -49,11 +49,11 @@ def uuid7() -> UUID:
     try:
         random = _stock.pop()
     except IndexError:
-        first, *more = _BITS.unpack(urandom(_BITS.size))
+        first, *more = (bits >> 2 | _VERSION_AND_VARIANT for bits in _BITS.unpack(urandom(_BITS.size)))
         _stock.extend(more)
         random = first
     made = _new(UUID)
     # As its constructor does after checks that take twice the time of all the rest.
-    _set(made, "int", stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | _VERSION_AND_VARIANT | random >> 2)
+    _set(made, "int", stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | random)
     _set(made, "is_safe", _UNKNOWN)
     return made
