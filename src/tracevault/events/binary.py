@@ -82,9 +82,7 @@ def _encode_column(values: Sequence[Any], kind: int) -> Iterable[bytes]:
     if kind == _TEXT:
         return [_NULL if value is None else _LENGTHS[len(text := value.encode())] + text for value in values]
     if kind == _JSONB:
-        return [
-            _NULL if value is None else _LENGTHS[len(text := b"\x01" + value.encode())] + text for value in values
-        ]
+        return [_NULL if value is None else _LENGTHS[len(text := b"\x01" + value.encode())] + text for value in values]
     if kind == _TIMESTAMP:
         return [_TIME.pack(8, (value - _EPOCH) // _MICROSECOND) for value in values]
     return [_UUID_LENGTH + value.int.to_bytes(16) for value in values]

@@ -154,6 +154,12 @@ def tile_count(tree: Tree) -> Flow[int]:
     return int(found.rows[0][0])
 
 
+def row_count(tree: Tree) -> Flow[int]:
+    """Return how many rows the table has."""
+    found = yield Query(f'SELECT count(*) FROM "{tree.table}"')
+    return int(found.rows[0][0])
+
+
 def leaf_count(tree: Tree) -> Flow[int]:
     """Return how many leaves are listed."""
     found = yield Query(f"SELECT count(*) FROM {LEAVES} WHERE tree = $1", (tree.number,))

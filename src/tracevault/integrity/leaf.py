@@ -15,10 +15,11 @@ Both halves are made from the same columns and are otherwise independent: that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
+from itertools import repeat
 from struct import Struct
 from struct import error as struct_error
 from typing import Any
@@ -122,12 +123,23 @@ _NO_COMMITMENTS: tuple[bytes | None, ...] = (None,) * len(PAYLOADS)
 _SHORT = 256
 
 
+class _Heads(dict[int, bytes]):
+    """What stands before a value of one field, by the value's size."""
+
+    def __init__(self, tag: int) -> None:
+        super().__init__((size, _head(tag, size)) for size in range(_SHORT))
+        self._tag = tag
+
+    def __missing__(self, size: int) -> bytes:
+        return _head(self._tag, size)
+
+
 class Encoder:
     """Hashes the leaves of one tree from rows as PostgreSQL sends them, of which no value has to be decoded."""
 
     def __init__(self, tree: str) -> None:
         self._prefix = b"\x00" + leaf_prefix(tree)
-        self._heads = [[_head(stored.column.leaf or 0, size) for size in range(_SHORT)] for stored in _PLAIN]
+        self._heads = [_Heads(stored.column.leaf or 0) for stored in _PLAIN]
         payloads = (stored for stored in FIELDS if stored.name in PAYLOADS)
         self._payload_heads = [_head(stored.column.leaf or 0, _HASH_BYTES) for stored in payloads]
 
@@ -140,10 +152,7 @@ class Encoder:
         add = parts.append
         for heads, value in zip(self._heads, fields, strict=False):
             if value is not None:
-                try:  # which costs nothing
-                    add(heads[len(value)])
-                except IndexError:
-                    add(heads[0][: _TAG.size] + _LENGTH.pack(len(value)))
+                add(heads[len(value)])
                 add(value)
         salt, *payloads = fields[_SALT:]
         begin = PAYLOAD_PREFIX if salt is None else PAYLOAD_PREFIX + salt
@@ -155,6 +164,33 @@ class Encoder:
                 add(head)
                 add(committed)
         return sha256(b"".join(parts)).digest()
+
+    def hash_all(self, columns: Sequence[Sequence[bytes | None]]) -> list[bytes]:
+        """Return what `hash` returns of each of some rows of which nothing was erased, given field by field.
+
+        It takes half the time: what is the same in all of them is put together once.
+        """
+        parts: list[Iterable[bytes]] = []
+        same = self._prefix
+        for heads, values in zip(self._heads, columns, strict=False):
+            first = values[0]
+            if first == values[-1] and values.count(first) == len(values):
+                same += b"" if first is None else heads[len(first)] + first
+                continue
+            parts += (repeat(same), [b"" if value is None else heads[len(value)] + value for value in values])
+            same = b""
+        parts.append(repeat(same))
+        salts, *payloads = columns[_SALT:]
+        begins = [PAYLOAD_PREFIX if salt is None else PAYLOAD_PREFIX + salt for salt in salts]
+        for head, values in zip(self._payload_heads, payloads, strict=True):
+            parts.append(
+                [
+                    b"" if value is None else head + sha256(begin + value).digest()
+                    for begin, value in zip(begins, values, strict=True)
+                ]
+            )
+        leaves = zip(*parts, strict=False)
+        return [sha256(b"".join(leaf)).digest() for leaf in leaves]
 
 
 def commitment(salt: UUID | None, text: str) -> bytes:

@@ -38,6 +38,11 @@ class Findings:
     unlisted: dict[bytes, int] = field(default_factory=dict)
     """Leaves that are not in the list of leaves, by hash."""
 
+    @property
+    def with_leaf(self) -> int:
+        """Rows that have a leaf, beyond doubt: each of another one, or the tree would be none that anybody signed."""
+        return self.checked + self.erased
+
     def add(self, kind: str, detail: str, index: int, id_: UUID) -> None:
         """Note a problem."""
         if len(self.problems) < MOST_PROBLEMS:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from struct import pack
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -36,6 +38,8 @@ from tracevault.sealing.findings import Bad, Findings
 # Where things stand in a row of `rows_sql`: index, id; what there is of the row, three values of an erasure; the row.
 _STATE = slice(2, 6)
 _ROW = 6
+# Rows that are hashed together.
+_TOGETHER = 100
 # The usual row is there, and nothing of it was erased.
 _USUAL = (bytes((THERE,)), None, None, None)
 
@@ -114,30 +118,41 @@ class RowCheck:
             hashes = leaf_hashes(self._connection, self._tree, start, end, self._place, lambda _detail, _index: None)
         self._found = Findings()
         expected, good = start, 0
-        hash_of, number = self._encoder.hash, int.from_bytes
-        for row in raw_rows(self._connection, rows_sql(self._tree, start, end), self._place):
-            index = number(row[0], signed=True)
-            if index != expected:
-                if index < expected:
-                    self._found.add("doubled", "there is more than one row, or leaf, of this id", index, _id_of(row))
-                    continue
-                self._unlist(expected, index, start, hashes)
-            expected = index + 1
-            offset = (index - start) * HASH
-            if row[_STATE] == _USUAL:
-                computed = hash_of(row[_ROW:])
-                if hashes[offset : offset + HASH] == computed:
-                    good += 1
-                else:
-                    self._differs(index, row, computed, hashes[offset : offset + HASH])
-            else:
-                good += self._check_unusual(row, index, hashes[offset : offset + HASH])
+        rows = raw_rows(self._connection, rows_sql(self._tree, start, end), self._place)
+        while batch := list(islice(rows, _TOGETHER)):
+            offset = (expected - start) * HASH
+            if self._all_good(batch, expected, hashes[offset : offset + len(batch) * HASH]):
+                expected += len(batch)
+                good += len(batch)
+                continue
+            for row in batch:
+                index = int.from_bytes(row[0], signed=True)
+                if index != expected:
+                    if index < expected:
+                        self._found.add(
+                            "doubled", "there is more than one row, or leaf, of this id", index, _id_of(row)
+                        )
+                        continue
+                    self._unlist(expected, index, start, hashes)
+                expected = index + 1
+                offset = (index - start) * HASH
+                good += self._check_one(row, index, hashes[offset : offset + HASH])
         self._unlist(expected, end, start, hashes)
         self._found.checked = good
         return self._found
 
-    def _check_unusual(self, row: RawRow, index: int, stored: bytes) -> bool:
-        """Look at a leaf whose row is gone or not the usual one, or was erased in part; True if the row is good."""
+    def _all_good(self, batch: Sequence[RawRow], first: int, stored: bytes) -> bool:
+        """Whether these are the usual rows of the leaves from ``first`` on, as they were sealed."""
+        columns = list(zip(*batch, strict=True))
+        for values, usual in zip(columns[_STATE], _USUAL, strict=True):
+            if values.count(usual) < len(batch):
+                return False
+        if b"".join(columns[0]) != pack(f"!{len(batch)}q", *range(first, first + len(batch))):
+            return False
+        return b"".join(self._encoder.hash_all(columns[_ROW:])) == stored
+
+    def _check_one(self, row: RawRow, index: int, stored: bytes) -> bool:
+        """Look at a leaf and its row, which may be gone, or erased in part; True if the row is good."""
         (state,), data, meta, event = row[_STATE]
         if state == GONE:
             if index in self.allowed.pruned:
