@@ -156,20 +156,14 @@ class Queue:
             return True
 
     def offer_together(self, pairs: Sequence[tuple[Lane, Item]]) -> bool:
-        """Take sync items at once, so that one writer gets those of a lane; return whether one is woken for them."""
+        """Take sync items at once, so that one writer gets those of a lane; return whether one was idle."""
         with self._lock:
             if self._closed:
                 raise TracevaultError(_CLOSED)
             for lane, item in pairs:
-                lane.accepted = lane.loaded = item.number = lane.accepted + 1
-                if not lane.waiting:
-                    lane.since = time.monotonic()
-                lane.waiting.append(item)
-            self._sync_size += len(pairs)
-            if self._idle:
-                self._work.notify()
-                return True
-            return False
+                lane.accepted = item.number = lane.accepted + 1
+                self._admit(lane, item)
+            return self._idle > 0
 
     def offer_spooled(self, lane: Lane, item: Item, number: int) -> bool:
         """Take ``item``, which has this number in its file; False if it is to be read back from there in its turn."""
