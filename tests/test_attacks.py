@@ -904,6 +904,9 @@ def test_an_incremental_verification_looks_at_what_is_new(log: Copy) -> None:
     assert kinds(log.verify()) == {"changed", "inserted"}
     log.execute("UPDATE audit_logs SET actor_id = 'x' WHERE id = (SELECT id FROM tracevault_leaves WHERE index = 250)")
     assert [problem.index for problem in log.verify(first=first).problems] == [250]
+    # Nor does it look further on another server, whose transactions say nothing of what waits.
+    log.execute("UPDATE tracevault_trees SET system_identifier = 1")
+    assert (log.verify(first=first).unsealed, log.verify().unsealed) == (0, 1)
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, WITNESSED, SIZE])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from tests.conftest import rows
-from tracevault import TracevaultError, start_tracevault
+from tracevault import Receipt, TracevaultError, start_tracevault
 from tracevault.writer.queue import Item, Lane
 from tracevault.writer.turn import Turn
 from tracevault.writer.waiter import LoopWaiter
@@ -88,3 +89,26 @@ async def test_a_vault_that_is_closed_in_the_turn_stores_what_it_accepted_and_re
     assert len(rows(dsn, "SELECT id FROM audit_logs")) == stored
     stats = vault.stats()
     assert (stats.delivered, stats.unknown, stats.in_flight) == (stored, 0, 0)
+
+
+async def test_where_no_thread_can_be_started_each_caller_hears_of_it(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of theirs is stored later."""
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with start_tracevault(connection_string=dsn) as vault:
+        first = await vault.emit("order.shipped")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            emits = (vault.emit("order.shipped") for _ in range(16))
+            results = await asyncio.gather(*emits, return_exceptions=True)
+        stats = vault.stats()
+    errors = [result for result in results if isinstance(result, TracevaultError)]
+    stored = [first, *(result for result in results if isinstance(result, Receipt))]
+    assert len(errors) == len({id(error) for error in errors}) == 17 - len(stored) > 0
+    assert all("no thread can be started" in str(error) for error in errors)
+    assert {row[0] for row in rows(dsn, "SELECT id FROM audit_logs")} == {receipt.id for receipt in stored}
+    assert (stats.delivered, stats.raised, stats.in_flight) == (len(stored), len(errors), 0)

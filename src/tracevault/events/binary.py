@@ -71,7 +71,7 @@ def encode_row(row: Sequence[Any]) -> bytes:
 
 
 def encode_rows(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return ``rows`` as `encode_row` would, one after another: by columns, which takes two thirds of the time."""
+    """Return ``rows`` as `encode_row` would, one after another: by columns, which takes three quarters of the time."""
     columns = map(_encode_column, zip(*rows, strict=True), _KINDS)
     return b"".join(chain.from_iterable(zip(repeat(_BEGIN, len(rows)), *columns, strict=False)))
 

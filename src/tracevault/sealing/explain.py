@@ -50,7 +50,7 @@ class Explanation:
             self._add("leaf", detail, index)
 
     def _leafless(self, *, everywhere: bool) -> tuple[int, float, int, list[Leafless]]:
-        """Return what `flows.verify.leafless` does; the whole table is searched only if there is something to find."""
+        """Return what `flows.verify.leafless` does; ``everywhere``, but only if there is something to find there."""
         tree = self._tree
         if tree.same_system and not tree.walking:
             self._run(stream(True))  # those of late come from an index
@@ -59,7 +59,7 @@ class Explanation:
             waiting, _oldest, suspicious, _suspects = recent
             if not everywhere or self._run(row_count(tree)) == self._found.with_leaf + waiting + suspicious:
                 return recent
-        return self._run(leafless(tree, MOST_PROBLEMS, everywhere=True))
+        return self._run(leafless(tree, MOST_PROBLEMS, everywhere=everywhere))
 
     def _tell_of(self, suspects: Sequence[Leafless]) -> None:
         hashes = self._hashes_of([suspect.id for suspect in suspects])

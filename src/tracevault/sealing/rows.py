@@ -124,19 +124,9 @@ class RowCheck:
             if self._all_good(batch, expected, hashes[offset : offset + len(batch) * HASH]):
                 expected += len(batch)
                 good += len(batch)
-                continue
-            for row in batch:
-                index = int.from_bytes(row[0], signed=True)
-                if index != expected:
-                    if index < expected:
-                        self._found.add(
-                            "doubled", "there is more than one row, or leaf, of this id", index, _id_of(row)
-                        )
-                        continue
-                    self._unlist(expected, index, start, hashes)
-                expected = index + 1
-                offset = (index - start) * HASH
-                good += self._check_one(row, index, hashes[offset : offset + HASH])
+            else:
+                expected, some = self._check_each(batch, expected, start, hashes)
+                good += some
         self._unlist(expected, end, start, hashes)
         self._found.checked = good
         return self._found
@@ -150,6 +140,23 @@ class RowCheck:
         if b"".join(columns[0]) != pack(f"!{len(batch)}q", *range(first, first + len(batch))):
             return False
         return b"".join(self._encoder.hash_all(columns[_ROW:])) == stored
+
+    def _check_each(self, batch: Sequence[RawRow], expected: int, start: int, hashes: bytes) -> tuple[int, int]:
+        """Look at rows one by one, the first of which should be leaf ``expected``'s.
+
+        Return which leaf's row should come after them, and how many are good.
+        """
+        good = 0
+        for row in batch:
+            index = int.from_bytes(row[0], signed=True)
+            if index < expected:
+                self._found.add("doubled", "there is more than one row, or leaf, of this id", index, _id_of(row))
+                continue
+            self._unlist(expected, index, start, hashes)
+            expected = index + 1
+            offset = (index - start) * HASH
+            good += self._check_one(row, index, hashes[offset : offset + HASH])
+        return expected, good
 
     def _check_one(self, row: RawRow, index: int, stored: bytes) -> bool:
         """Look at a leaf and its row, which may be gone, or erased in part; True if the row is good."""

@@ -39,7 +39,7 @@ from tracevault.writer.spool import RetiredError, SpoolFile, SpoolFullError, fla
 from tracevault.writer.stats import Counters, Stats
 from tracevault.writer.turn import Turn
 from tracevault.writer.upkeep import Spool
-from tracevault.writer.waiter import LoopWaiter, Waiter, fail_all
+from tracevault.writer.waiter import LoopWaiter, Waiter, fail_all, own_copy
 
 _log = logging.getLogger("tracevault")
 
@@ -170,8 +170,7 @@ class BackgroundWriter:
         return self._keep(scope, table, _item(prepared, in_doubt=in_doubt))
 
     def _keep(self, scope: str, table: str, item: Item) -> _Mark:
-        if self._queue.closed:
-            raise TracevaultError("the vault is closed; no further events are accepted")
+        self._queue.check_open()
         spool = self.spool
         assert spool is not None
         file = spool.own()
@@ -334,7 +333,7 @@ class BackgroundWriter:
     def _offer_turn(self, turn: Turn, pairs: Sequence[tuple[Lane, Item]]) -> None:
         """Have the emits of a turn stored."""
         try:
-            woken = self._queue.offer_together(pairs)
+            idle = self._queue.offer_together(pairs)
         except TracevaultError as error:  # the vault was closed just now
             fail_all([item.waiter for _, item in pairs if item.waiter], error)
             return
@@ -343,7 +342,7 @@ class BackgroundWriter:
         except TracevaultError as error:
             fail_all([item.waiter for lane, item in pairs if self._queue.withdraw(lane, item) and item.waiter], error)
             return
-        if woken and turn.goes_on:
+        if idle and turn.goes_on:
             self._delivery.handover.pause()  # or it would begin only when the loop lets go of the lock
         else:
             self._delivery.handover.give_way(time.monotonic())
@@ -377,7 +376,7 @@ class BackgroundWriter:
                 "overloaded?",
                 transient=True,
             )
-        raise outcome_unknown(error, item.prepared.id, place) if item.in_doubt else error
+        raise outcome_unknown(error, item.prepared.id, place) if item.in_doubt else own_copy(error)
 
     # -- threads -------------------------------------------------------------------------------------------
 

@@ -26,8 +26,6 @@ _PACE = 0.005
 # A closed queue is being emptied against the clock: no lane waits longer than this for its next attempt.
 _PAUSE_ONCE_CLOSED = 0.05
 
-_CLOSED = "the vault is closed; no further events are accepted"
-
 LaneState = Literal["ok", "waiting", "paused"]
 
 
@@ -147,8 +145,7 @@ class Queue:
     def offer(self, lane: Lane, item: Item) -> bool:
         """Take ``item``, unless it is async and there is no room for it."""
         with self._lock:
-            if self._closed:
-                raise TracevaultError(_CLOSED)
+            self.check_open()
             if self._size >= self._limit and not lane.sync:
                 return False
             lane.accepted = item.number = lane.accepted + 1
@@ -158,8 +155,7 @@ class Queue:
     def offer_together(self, pairs: Sequence[tuple[Lane, Item]]) -> bool:
         """Take sync items at once, so that one writer gets those of a lane; return whether one was idle."""
         with self._lock:
-            if self._closed:
-                raise TracevaultError(_CLOSED)
+            self.check_open()
             for lane, item in pairs:
                 lane.accepted = item.number = lane.accepted + 1
                 self._admit(lane, item)
@@ -272,6 +268,11 @@ class Queue:
     def closed(self) -> bool:
         """Whether nothing more is accepted."""
         return self._closed
+
+    def check_open(self) -> None:
+        """Raise `TracevaultError` once nothing more is accepted."""
+        if self._closed:
+            raise TracevaultError("the vault is closed; no further events are accepted")
 
     @property
     def pending(self) -> int:
