@@ -165,6 +165,26 @@ def test_flush_and_close_do_not_linger(face: OpenVault, ready_dsn: str) -> None:
     assert events(ready_dsn) == list("abcdef")
 
 
+def test_where_no_thread_can_be_started_a_record_is_refused(
+    face: OpenVault, ready_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not stored later, when one can."""
+    vault = open_vault(face, ready_dsn)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(TracevaultError, match="no thread can be started"):
+            vault.emit("refused")
+    stored = vault.emit("stored")
+    vault.flush()
+    assert rows(ready_dsn, "SELECT id FROM audit_logs") == [(stored.id,)]
+    stats = vault.stats()
+    assert (stats.emitted, stats.refused, stats.delivered, stats.queued) == (2, 1, 1, 0)
+
+
+def no_thread(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 # --- refused records ----------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,19 @@ def test_a_row_is_read_as_it_was_written(kind: str) -> None:
     assert decode_row(encode_row(row)) == row
 
 
-@pytest.mark.parametrize("kinds", [["none"], ["short", "none"], ["none", "long", "wide"], list(TEXTS), []])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [],
+        ["none"],
+        ["short", "none"],
+        ["none", "long", "wide"],
+        ["short", "wide", "long", "almost", "empty"],
+        ["wide"] * 4,
+        [*["short"] * 5, *["none"] * 3],
+        list(TEXTS),
+    ],
+)
 def test_rows_are_written_together_as_one_by_one(kinds: list[str]) -> None:
     rows = [row_of(TEXTS[kind]) for kind in kinds]
     assert encode_rows(rows) == b"".join(map(encode_row, rows))

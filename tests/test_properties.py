@@ -23,7 +23,7 @@ from tests.conftest import TEMPLATE, rows
 from tests.faces import Face, opener
 from tracevault import ValidationError, compute_diff, mask
 from tracevault.events.mask import masked_names
-from tracevault.events.payload import Encoder, _decode_deep, decode, jsonb_text
+from tracevault.events.payload import Encoder, Walk, _decode_deep, decode, jsonb_text
 from tracevault.events.prepare import Settings, prepare, prepare_diff, unstored_record
 from tracevault.events.record import GENERATED_COLUMNS, INSERT_COLUMNS
 
@@ -184,6 +184,14 @@ def emitted(vault: Face, events: list[dict[str, Any]]) -> list[Any]:
     receipts = vault.emit_many([{"event": "e", **event, "request_id": batch} for event in events])
     records = {record.id: record for record in vault.query.find_many(request_id=batch, limit=500)}
     return [records[receipt.id] for receipt in receipts]
+
+
+@PURE
+@given(st.dictionaries(keys | st.sampled_from(FIELDS), scalars | values, max_size=6))
+def test_a_payload_becomes_the_same_text_whether_its_keys_are_known_or_not(payload: dict[str, Any]) -> None:
+    encoder = Encoder(masked_names(FIELDS), "[REDACTED]", 2**24)
+    first, second = encoder.encode(payload, "data"), encoder.encode(payload, "data")
+    assert first == second == Walk(encoder).object_text(payload, 1)
 
 
 @STORED

@@ -59,7 +59,7 @@ def test_sync_emits_always_find_room() -> None:
     assert not queue.sync_busy
     assert all(offer(queue, name, sync=True) for name in "bcd")
     assert queue.sync_busy
-    assert queue.pending == 1
+    assert queue.in_memory().waiting == 1
 
 
 def test_the_lane_that_waits_longest_is_first() -> None:

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -19,7 +20,7 @@ import pytest
 
 from tests.conftest import rows
 from tests.faces import Face, OpenVault
-from tests.test_background import REFUSE_BAD, down, events, locked, undelivered, wait_for
+from tests.test_background import REFUSE_BAD, down, events, locked, no_thread, undelivered, wait_for
 from tracevault import ConfigError, DriverError, QueueFullError, SpoolError, Stats
 from tracevault.events.ids import uuid7
 from tracevault.postgres.pool import target_of
@@ -58,6 +59,23 @@ def victim(dsn: str, folder: Path, body: str, **options: Any) -> subprocess.Pope
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_where_no_thread_can_be_started_a_record_waits_in_the_spool(
+    face: OpenVault, ready_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = open_vault(face, ready_dsn, tmp_path)
+    assert vault.stats().spooled == 0  # and the threads that keep the spool in order run
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        receipt = vault.emit("first")
+    assert (receipt.stored, vault.stats().spooled) == ("spool", 1)
+    assert "no thread can be started" in caplog.text
+    vault.emit("second")
+    vault.flush()
+    assert events(ready_dsn) == ["first", "second"]
+    assert balanced(vault.stats())
+    vault.close()
 
 
 @pytest.mark.parametrize("durability", ["os", "fsync"])

@@ -65,7 +65,7 @@ from tracevault.postgres.schema import ensure_schema, ensure_schema_async
 from tracevault.writer.background import BackgroundWriter
 from tracevault.writer.direct import Write, atomic, atomic_async, read, read_async, store, store_async
 from tracevault.writer.lent import write_on, write_on_async
-from tracevault.writer.stats import Counters, Stats
+from tracevault.writer.stats import Stats
 from tracevault.writer.told import Kept, tell
 
 if TYPE_CHECKING:
@@ -169,17 +169,7 @@ class _Engine:
 
     def put_now(self, scope: str, table: str, prepared: Prepared) -> Stored | None:
         """Keep an event of async mode if that takes no waiting; else return None, and `emit` is to be called."""
-        if prepared.mode != "async":
-            return None
-        writer = self._writers.get()
-        try:
-            where = writer.put_now(scope, table, prepared)
-        except TracevaultError:
-            writer.counters.add(emitted=1, refused=1)
-            raise
-        if where is not None:
-            writer.counters.add_emitted()
-        return where
+        return self._writers.get().put_now(scope, table, prepared) if prepared.mode == "async" else None
 
     def stats(self) -> Stats:
         return self.writer.stats()
@@ -441,12 +431,11 @@ class AsyncEngine(_Engine):
         """Store one event by its mode, and return where it is."""
         writer = self.writer
         if prepared.mode == "async":
-            with _counted(writer.counters):
-                return await writer.put_async(scope, table, prepared)
-        writer.counters.add_flying()
+            return await writer.put_async(scope, table, prepared)
         try:
             # Alone, a write of its own is quickest; with others under way, a common one is.
             if self._direct == 0 and not writer.loop_busy:
+                writer.counters.add_flying()
                 self._direct += 1
                 try:
                     await self.store(self.write_one(table, prepared, place))
@@ -750,8 +739,7 @@ class BlockingEngine(_Engine):
         """Store one event by its mode, and return where it is."""
         writer = self.writer
         if prepared.mode == "async":
-            with _counted(writer.counters):
-                return writer.put(scope, table, prepared)
+            return writer.put(scope, table, prepared)
         writer.counters.add_flying()
         try:
             # Alone, a write of its own is quickest; with others under way, a common one is.
@@ -879,20 +867,6 @@ class BlockingEngine(_Engine):
                     for pool, _ in pools:
                         pool.close(max(_PATIENCE, deadline - time.monotonic()))
                 self.release()
-
-
-@contextmanager
-def _counted(counters: Counters) -> Iterator[None]:
-    """Count an event of async mode, kept or refused."""
-    try:
-        yield
-    except OutcomeUnknownError:  # it is spooled, and will be delivered
-        counters.add(emitted=1)
-        raise
-    except TracevaultError:
-        counters.add(emitted=1, refused=1)
-        raise
-    counters.add(emitted=1)
 
 
 def _until_sealed(deadline: float) -> float:

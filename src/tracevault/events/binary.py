@@ -1,8 +1,8 @@
 """A row as bytes: a tuple of PostgreSQL's binary COPY format, which is also how the spool keeps it.
 
-Made once, when the event is emitted; whoever writes a batch only joins them. The format is that of the
-documentation of COPY, section "Binary Format", with each type's own send format: 16 bytes of a ``uuid``, UTF-8 of
-text, a version byte and text of ``jsonb``, microseconds since 2000 of ``timestamptz``.
+One that is spooled is made when the event is emitted, and whoever writes a batch joins them; others are made batch by
+batch. The format is that of the documentation of COPY, section "Binary Format", with each type's own send format: 16
+bytes of a ``uuid``, UTF-8 of text, a version byte and text of ``jsonb``, microseconds since 2000 of ``timestamptz``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
+from operator import attrgetter
 from struct import Struct
 from typing import Any
 from uuid import UUID
@@ -33,59 +34,64 @@ _TYPES = tuple(BY_NAME[name].column.sql_type for name in INSERT_COLUMNS)
 _TEXT, _JSONB, _TIMESTAMP, _UUID = range(4)
 _KINDS_OF_TYPES = {"jsonb": _JSONB, "timestamp with time zone": _TIMESTAMP, "uuid": _UUID}
 _KINDS = tuple(_KINDS_OF_TYPES.get(kind, _TEXT) for kind in _TYPES)
+_NONE = type(None)
+_int_of = attrgetter("int")
 _BEGIN = _COUNT.pack(len(INSERT_COLUMNS))
 
 
-class _Lengths(dict[int, bytes]):
-    """Lengths as they are sent; small ones ready made, which takes a third of the time."""
+class _Heads(dict[int, bytes]):
+    """What is sent before a text of some length; of short ones ready made, which takes a third of the time."""
+
+    def __init__(self, version: bytes) -> None:
+        super().__init__()
+        self._version = version
+        self.update((length, self[length]) for length in range(4096))
 
     def __missing__(self, length: int) -> bytes:
-        return _LENGTH.pack(length)
+        return _LENGTH.pack(len(self._version) + length) + self._version
 
 
-_LENGTHS = _Lengths((length, _LENGTH.pack(length)) for length in range(4096))
+# Of the kinds that are text, by the number of bytes.
+_HEADS = {_TEXT: _Heads(b""), _JSONB: _Heads(b"\x01")}
 
 
 def encode_row(row: Sequence[Any]) -> bytes:
     """Return ``row``, values in the order of ``INSERT_COLUMNS``, as one tuple of binary COPY."""
-    parts = [_BEGIN]
-    add = parts.append
-    for value, kind in zip(row, _KINDS, strict=True):
-        if value is None:
-            add(_NULL)
-        elif kind == _TEXT:
-            text = value.encode()
-            add(_LENGTHS[len(text)])
-            add(text)
-        elif kind == _JSONB:
-            text = value.encode()
-            add(_LENGTHS[len(text) + 1])
-            add(b"\x01")
-            add(text)
-        elif kind == _TIMESTAMP:
-            add(_TIME.pack(8, (value - _EPOCH) // _MICROSECOND))
-        else:
-            add(_UUID_LENGTH)
-            add(value.int.to_bytes(16))
-    return b"".join(parts)
+    return b"".join([_BEGIN, *map(_encode, row, _KINDS)])
+
+
+def _encode(value: Any, kind: int) -> bytes:
+    if value is None:
+        return _NULL
+    heads = _HEADS.get(kind)
+    if heads is not None:
+        text: bytes = value.encode()
+        return heads[len(text)] + text
+    if kind == _TIMESTAMP:
+        return _TIME.pack(8, (value - _EPOCH) // _MICROSECOND)
+    number: int = value.int
+    return _UUID_LENGTH + number.to_bytes(16)
 
 
 def encode_rows(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return ``rows`` as `encode_row` would, one after another: by columns, which takes three quarters of the time."""
-    columns = map(_encode_column, zip(*rows, strict=True), _KINDS)
+    """Return ``rows`` as `encode_row` would, one after another: by columns, in three fifths of the time."""
+    columns = chain.from_iterable(map(_encode_column, zip(*rows, strict=True), _KINDS))
     return b"".join(chain.from_iterable(zip(repeat(_BEGIN, len(rows)), *columns, strict=False)))
 
 
-def _encode_column(values: Sequence[Any], kind: int) -> Iterable[bytes]:
-    if values.count(None) == len(values):
-        return repeat(_NULL)
-    if kind == _TEXT:
-        return [_NULL if value is None else _LENGTHS[len(text := value.encode())] + text for value in values]
-    if kind == _JSONB:
-        return [_NULL if value is None else _LENGTHS[len(text := b"\x01" + value.encode())] + text for value in values]
+def _encode_column(values: Sequence[Any], kind: int) -> tuple[Iterable[bytes], ...]:
+    """Return what is sent of each value: one piece of each, or two."""
+    if kind == _TEXT and 4 * len(different := set(values)) <= len(values):  # names, types, and what nobody gave
+        known = {value: _encode(value, kind) for value in different}
+        return (repeat(*known.values()) if len(known) == 1 else map(known.__getitem__, values),)
+    if _NONE in set(map(type, values)):
+        return (map(_encode, values, repeat(kind)),)
+    if kind == _UUID:
+        return repeat(_UUID_LENGTH), map(int.to_bytes, map(_int_of, values), repeat(16))
     if kind == _TIMESTAMP:
-        return [_TIME.pack(8, (value - _EPOCH) // _MICROSECOND) for value in values]
-    return [_UUID_LENGTH + value.int.to_bytes(16) for value in values]
+        return ([_TIME.pack(8, (value - _EPOCH) // _MICROSECOND) for value in values],)
+    texts = list(map(str.encode, values))
+    return map(_HEADS[kind].__getitem__, map(len, texts)), texts
 
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {

@@ -16,7 +16,8 @@ _last = 0
 _BITS = Struct("512Q")
 _stock: list[int] = []
 _owner = 0
-_new, _set = object.__new__, object.__setattr__
+_new = object.__new__
+_set_int, _set_is_safe = UUID.__dict__["int"].__set__, UUID.__dict__["is_safe"].__set__
 _UNKNOWN = SafeUUID.unknown  # an enum looks its members up slowly
 
 
@@ -54,6 +55,6 @@ def uuid7() -> UUID:
         random = first
     made = _new(UUID)
     # As its constructor does after checks that take twice the time of all the rest.
-    _set(made, "int", stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | random)
-    _set(made, "is_safe", _UNKNOWN)
+    _set_int(made, stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | random)
+    _set_is_safe(made, _UNKNOWN)
     return made

@@ -31,6 +31,7 @@ _WORD = 2**63
 _SHORT = 64
 _KNOWN_KEYS = 4096
 _quote = encode_basestring
+_WORDS = {None: "null", True: "true", False: "false"}
 # JSON text as `jsonb_text` wants it: every number a Decimal.
 EXACT = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 
@@ -75,7 +76,11 @@ class Encoder:
         """
         if not isinstance(value, dict):
             raise ValidationError(f"`{field}` must be a dict with string keys, not {_describe(value)}", field=field)
-        walk = walk or Walk(self)
+        if walk is None:
+            text = None if hidden else self._plain_text(value)
+            if text is not None:
+                return text
+            walk = Walk(self)
         try:
             if hidden:
                 walk.check_hidden(value, depth - 1)
@@ -84,6 +89,28 @@ class Encoder:
         except Refused as refused:
             refusal = refused
         raise _refusal_error(value, field, refusal)
+
+    def _plain_text(self, value: dict[Any, Any]) -> str | None:
+        """Return the text of a payload as most are: one level of known keys with short texts, small integers, booleans.
+
+        None for any other. `Walk.object_text` says the same, and takes a third more time.
+        """
+        if type(value) is not dict or len(value) >= self.max_bytes:
+            return None
+        known, parts = self.prefixes, []
+        for key, item in value.items():
+            if type(key) is not str or key not in known:
+                return None
+            kind = type(item)
+            if kind is str and len(item) <= _SHORT and item.isascii() and "\0" not in item:
+                parts.append(known[key] + _quote(item))
+            elif kind is int and -_WORD < item < _WORD:
+                parts.append(known[key] + repr(item))
+            elif item is None or kind is bool:
+                parts.append(known[key] + _WORDS[item])
+            else:
+                return None
+        return "{" + ", ".join(parts) + "}"
 
 
 class Walk:

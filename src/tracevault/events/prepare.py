@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, overload
 from uuid import UUID
@@ -40,16 +41,22 @@ DIFF_FIELDS = frozenset({"event", *DiffFields.__annotations__})
 
 _EVENT_LIMIT = limit_of("event")
 _IDENTITY_LIMIT = limit_of("actor_id")
-_HEX_IDS = tuple((name, limit_of(name)) for name in ("trace_id", "span_id"))
+_PLACES = {name: place for place, name in enumerate(INSERT_COLUMNS)}
+_ID, _EVENT, _DATA, _META, _MODE, _OCCURRED_AT, _ENVIRONMENT = itemgetter(
+    "id", "event", "data", "meta", "mode", "occurred_at", "environment"
+)(_PLACES)
+_ACTOR_ID, _ACTOR_TYPE, _TARGET_ID, _TARGET_TYPE = itemgetter("actor_id", "actor_type", "target_id", "target_type")(
+    _PLACES
+)
+_HEX_IDS = tuple((name, _PLACES[name], limit_of(name)) for name in ("trace_id", "span_id"))
 # Every other text column that a caller sets is plain text with a limit.
 _TEXTS = tuple(
-    (name, limit_of(name))
-    for name in INSERT_COLUMNS
+    (name, place, limit_of(name))
+    for name, place in _PLACES.items()
     if name in EVENT_FIELDS - {"event", "trace_id", "span_id"} and BY_NAME[name].column.limit is not None
 )
 _GENERATED_ROOTS = frozenset(stored.column.generated[0] for stored in GENERATED_COLUMNS if stored.column.generated)
-_NOTHING_GIVEN: dict[str, Any] = dict.fromkeys(INSERT_COLUMNS)
-_row = itemgetter(*INSERT_COLUMNS)
+_NOTHING_GIVEN: list[Any] = [None] * len(INSERT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class Prepared(NamedTuple):
     """The caller said when it occurred, so the time is part of the event's content."""
 
 
+# A NamedTuple's own constructor takes twice the time.
+_prepared = partial(tuple.__new__, Prepared)
+
+
 def prepare(
     event: Any,
     fields: Mapping[str, Any],
@@ -91,10 +102,10 @@ def prepare(
     event does not give comes from ``context``, by default the one that is current here.
     Raises `ValidationError` whose ``field`` is the path of the first offender.
     """
-    values = _merge(event, fields, EVENT_FIELDS)
+    given, values = _merge(event, fields, EVENT_FIELDS)
     context = ambient(settings.sources) if context is None else context
     values = completed(values, context) if context else values
-    name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
+    name = rules.event_name(given, "event", _EVENT_LIMIT)
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
     data, encoder = check_data(name, values.get("data"), closed=settings.closed), settings.encoder
     walk = None if cipher is None else cipher.walk(encoder, "data")
@@ -119,10 +130,10 @@ def prepare_diff(
 
     Differences are found before masking, so that a changed secret shows as a change of masked values.
     """
-    values = _merge(event, fields, DIFF_FIELDS)
+    given, values = _merge(event, fields, DIFF_FIELDS)
     context = ambient(settings.sources) if context is None else context
     values = completed(values, context) if context else values
-    name = rules.event_name(values.get("event"), "event", _EVENT_LIMIT)
+    name = rules.event_name(given, "event", _EVENT_LIMIT)
     encoder = settings.encoder
     cipher = None if settings.encryption is None else _cipher(values, settings.encryption)
     walks = dict.fromkeys(("before", "after", "diff"), None) if cipher is None else cipher.diff_walks(encoder)
@@ -198,30 +209,34 @@ class Batch(Sequence[Prepared]):
             yield self._prepared[place]
 
 
-def _merge(event: Any, fields: Mapping[str, Any], known: frozenset[str]) -> Mapping[str, Any]:
+def _merge(event: Any, fields: Mapping[str, Any], known: frozenset[str]) -> tuple[Any, Mapping[str, Any]]:
+    """Return the name that is given, and the fields."""
     # The types that nearly every event has come first: an abstract class takes its time to say no.
+    values = fields
     if type(event) is not str and (type(event) is dict or isinstance(event, Mapping)):
-        values: Mapping[str, Any] = _joined(event, fields) if fields else event
+        values = _joined(event, fields) if fields else event
+        event = values.get("event")
     elif event is None:
-        values = fields
+        event = fields.get("event")
     else:
         if fields.get("event") is not None:
             raise ValidationError("`event` is given twice: first and as a keyword", field="event")
         found = None if type(event) is str else typed(event)
-        values = {**fields, "event": event} if found is None else _of_typed(*found, fields, known)
+        if found is not None:
+            event, values = _of_typed(*found, fields, known)
     if not known.issuperset(values):
         unknown = next(key for key in values if key not in known)
         field = rules.printable(unknown)
         raise ValidationError(f"`{field}` is not a field of an event; {rules.nearest(unknown, known)}", field=field)
-    return values
+    return event, values
 
 
 def _of_typed(
     declared: DeclaredEvent, payload: Payload | None, fields: Mapping[str, Any], known: frozenset[str]
-) -> Mapping[str, Any]:
-    """Return the fields of an event that is given as a class, or as an instance, which is its payload."""
+) -> tuple[str, Mapping[str, Any]]:
+    """Return name and fields of an event that is given as a class, or as an instance, which is its payload."""
     if payload is None:
-        return {**fields, "event": declared.name}
+        return declared.name, fields
     if "data" not in known:
         raise ValidationError(
             f"`event`: pass the class, and instances of it as `before` and `after`: emit_diff({declared.source}, ...)",
@@ -229,7 +244,7 @@ def _of_typed(
         )
     if fields.get("data") is not None:
         raise ValidationError("`data` is given twice: by the instance and as a keyword", field="data")
-    return {**fields, "event": declared.name, "data": payload}
+    return declared.name, {**fields, "data": payload}
 
 
 def _joined(event: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,9 +266,9 @@ def _finish(
 ) -> Prepared:
     get = values.get
     row = _NOTHING_GIVEN.copy()
-    row["event"], row["data"] = name, data_text
-    row["actor_id"], row["actor_type"] = identity(get("actor"), "actor", Actor)
-    row["target_id"], row["target_type"] = identity(get("target"), "target", Target)
+    row[_EVENT], row[_DATA] = name, data_text
+    row[_ACTOR_ID], row[_ACTOR_TYPE] = identity(get("actor"), "actor", Actor)
+    row[_TARGET_ID], row[_TARGET_TYPE] = identity(get("target"), "target", Target)
 
     mode = get("mode")
     if mode is None:
@@ -262,34 +277,34 @@ def _finish(
         mode = rules.choice(mode, "mode", MODES)
         if forced_mode is not None and mode != forced_mode:
             raise ValidationError(f'`mode` cannot be "{mode}" here: this call is always {forced_mode}', field="mode")
-    row["mode"] = mode
+    row[_MODE] = mode
 
     occurred_at = get("occurred_at")
-    row["occurred_at"] = datetime.now(UTC) if occurred_at is None else rules.moment(occurred_at, "occurred_at")
-    for field, limit in _TEXTS:
+    row[_OCCURRED_AT] = datetime.now(UTC) if occurred_at is None else rules.moment(occurred_at, "occurred_at")
+    for field, place, limit in _TEXTS:
         value = get(field)
         if value is not None:
-            row[field] = rules.text(value, field, limit)
-    if row["environment"] is None:
-        row["environment"] = settings.environment
-    for field, limit in _HEX_IDS:
+            row[place] = rules.text(value, field, limit)
+    if row[_ENVIRONMENT] is None:
+        row[_ENVIRONMENT] = settings.environment
+    for field, place, limit in _HEX_IDS:
         value = get(field)
         if value is not None:
-            row[field] = rules.hex_id(value, field, limit)
+            row[place] = rules.hex_id(value, field, limit)
 
     meta = get("meta")
     walk = None if cipher is None else cipher.walk(settings.encoder, "meta")
-    row["meta"] = meta_text = None if meta is None else settings.encoder.encode(meta, "meta", walk=walk)
+    row[_META] = meta_text = None if meta is None else settings.encoder.encode(meta, "meta", walk=walk)
     _check_size(data_text or "", meta_text or "", settings.encoder.max_bytes)
 
     given_id = get("id")
     if cipher is not None:
-        row["id"] = cipher.id
+        row[_ID] = cipher.id
     else:
-        row["id"] = uuid7() if given_id is None else rules.uuid(given_id, "id")
-    if cipher is None and get("subject") is not None:
-        _subject(values)  # nothing is encrypted here, but it is checked all the same
-    return Prepared(row["id"], mode, _row(row), given_id is not None, occurred_at is not None)
+        row[_ID] = uuid7() if given_id is None else rules.uuid(given_id, "id")
+        if get("subject") is not None:
+            _subject(values)  # nothing is encrypted here, but it is checked all the same
+    return _prepared((row[_ID], mode, tuple(row), given_id is not None, occurred_at is not None))
 
 
 def _cipher(values: Mapping[str, Any], encryption: Encryption) -> EventCipher:
@@ -318,7 +333,7 @@ def _subject(values: Mapping[str, Any]) -> str | None:
 def awaits_no_key(event: Any, fields: Mapping[str, Any], encryption: Encryption) -> bool:
     """Whether `prepare` and `prepare_diff` need not ask the key store, which may take long, for this event."""
     try:
-        subject = _subject(_merge(event, fields, EVENT_FIELDS | DIFF_FIELDS))
+        subject = _subject(_merge(event, fields, EVENT_FIELDS | DIFF_FIELDS)[1])
     except ValidationError:
         return True
     return subject is None or encryption.keys.has(subject)

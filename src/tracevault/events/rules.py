@@ -23,6 +23,9 @@ _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 # A dot within a key, and a backslash, are written with a backslash before them.
 _STEP = re.compile(r"(?:[^.\\]|\\[.\\])+")
 _LINE_BREAKERS = re.compile(r"[\n\r\t\0]")
+# Names of events that passed: an application has few, and says them again and again.
+_event_names: set[str] = set()
+_MOST_NAMES = 4096
 
 
 def shorten(text: str, length: int = _SHOWN) -> str:
@@ -101,12 +104,16 @@ def text(value: Any, field: str, limit: int, *, blank: bool = True) -> str:
 
 def event_name(value: Any, field: str, limit: int) -> str:
     """Return ``value`` if it can name an event: text that is not blank and stays on one line."""
+    if type(value) is str and value in _event_names and len(value) <= limit:
+        return value
     name = text(value, field, limit, blank=False)
     if not name.isprintable() and _LINE_BREAKERS.search(name):
         raise ValidationError(
             f"`{field}` must not contain newline, carriage return, tab or U+0000, got {shorten(repr(name))}",
             field=field,
         )
+    if len(_event_names) < _MOST_NAMES:
+        _event_names.add(name)
     return name
 
 

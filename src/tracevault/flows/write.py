@@ -60,6 +60,12 @@ def copy_encoded(table: str, rows: Sequence[bytes]) -> Flow[int]:
     return _copy(table, rows, len(rows))
 
 
+def copy_many(table: str, batch: Sequence[Prepared]) -> Flow[int]:
+    """Store a batch by one COPY; no id may be taken yet. Return 0, as `insert_many`."""
+    encoded = (encode_rows([prepared.row for prepared in chunk]) for chunk in _chunks(batch, _ROWS_AT_ONCE))
+    return _copy(table, encoded, len(batch))
+
+
 def _copy(table: str, rows: Iterable[bytes], count: int) -> Flow[int]:
     result = yield Copy(f'COPY "{table}" ({_COLUMNS}) FROM STDIN (FORMAT binary)', copy_stream(rows))
     if result.touched < count:
@@ -75,8 +81,7 @@ def insert_many(table: str, batch: Sequence[Prepared], *, replay: bool = False, 
     """
     taken = needs_transaction(batch, replay=replay)
     if len(batch) >= COPY_FROM and copies and not taken:
-        encoded = (encode_rows([prepared.row for prepared in chunk]) for chunk in _chunks(batch, _ROWS_AT_ONCE))
-        return (yield from _copy(table, encoded, len(batch)))
+        return (yield from copy_many(table, batch))
     found = 0
     for chunk in _chunks(batch, ROWS_PER_INSERT):
         values = tuple(value for prepared in chunk for value in prepared.row)

@@ -112,14 +112,14 @@ class BackgroundWriter:
 
     def put_now(self, scope: str, table: str, prepared: Prepared) -> Where | None:
         """Keep a record if that takes no waiting, and nothing is wrong; else return None, and it is not kept."""
-        if self._config.durability == "fsync" or self._queue.closed:
+        if self._config.durability == "fsync":
             return None
-        kept = self._offer(scope, table, _item(prepared))
+        kept = self._offer(scope, table, self._item(prepared))
         return kept and kept[0]
 
     def put(self, scope: str, table: str, prepared: Prepared) -> Where:
         """Keep a record, and return where: "memory", "spool" or "dropped". May wait, see ``on_full``."""
-        item = _item(prepared)
+        item = self._item(prepared)
         kept = self._offer(scope, table, item)
         if kept is None and self._may_wait():
             deadline = time.monotonic() + self._config.timeout
@@ -136,7 +136,7 @@ class BackgroundWriter:
 
     async def put_async(self, scope: str, table: str, prepared: Prepared) -> Where:
         """Keep a record from a coroutine: like `put`, and the event loop goes on meanwhile."""
-        item = _item(prepared)
+        item = self._item(prepared)
         kept = self._offer(scope, table, item)
         if kept is None and self._may_wait():
 
@@ -152,22 +152,39 @@ class BackgroundWriter:
             await asyncio.to_thread(self._sync, *spooled, prepared)
         return where
 
+    def _item(self, prepared: Prepared, *, in_doubt: bool = False) -> Item:
+        # A spool and a stream take each record as bytes; for the database those of a batch are encoded together.
+        if self.spool is None and self._delivery.stream is None:
+            return Item(prepared)
+        return Item(None, encode_row(prepared.row), flags_of(prepared), in_doubt=in_doubt)
+
     def _offer(self, scope: str, table: str, item: Item) -> tuple[Where, _Mark | None] | None:
-        """Take a record if there is room; return where it is, and what to sync."""
-        if self.spool is not None:
-            try:
-                return "spool", self._keep(scope, table, item)
-            except SpoolFullError:
+        """Take a record if there is room, and count it; return where it is, and what to sync."""
+        try:
+            if self.spool is not None:
+                spooled = self._keep(scope, table, item)
+                self.counters.add_emitted()
+                return "spool", spooled
+            lane = self._queue.lane(scope, table)
+            if not self._queue.offer(lane, item):  # which counts what it takes
                 return None
-        if not self._queue.offer(self._queue.lane(scope, table), item):
+        except SpoolFullError:
             return None
+        except TracevaultError:
+            self.counters.add(emitted=1, refused=1)
+            raise
         self._dropping = False
-        self._ensure_writer()
+        try:
+            self._ensure_writer()
+        except TracevaultError:
+            if self._queue.withdraw(lane, item):
+                self.counters.add(refused=1)
+                raise
         return "memory", None
 
     def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> _Mark:
         """Append a record to the spool, and have it delivered. Return the file, and its mark there."""
-        return self._keep(scope, table, _item(prepared, in_doubt=in_doubt))
+        return self._keep(scope, table, self._item(prepared, in_doubt=in_doubt))
 
     def _keep(self, scope: str, table: str, item: Item) -> _Mark:
         self._queue.check_open()
@@ -186,7 +203,10 @@ class BackgroundWriter:
             mark = self._append(file, scope, table, item)
         self._dropping = False
         spool.appended(file)
-        self._ensure_writer()
+        try:
+            self._ensure_writer()
+        except TracevaultError as error:
+            _log.error("%s; until then they wait in the spool", error)
         return file, mark
 
     def _append(self, file: SpoolFile, scope: str, table: str, item: Item) -> int:
@@ -275,10 +295,11 @@ class BackgroundWriter:
         if self.spool is None:
             where = f"{self._config.max_queue:,} async records wait to be stored (`max_queue`)"
         if self._config.on_full != "drop_newest":
+            self.counters.add(emitted=1, refused=1)
             raise QueueFullError(
                 f"{where}: the database is slow or down; emit in sync mode to see why, or allow for more"
             )
-        self.counters.add(dropped=1)
+        self.counters.add(emitted=1, dropped=1)
         if not self._dropping:
             self._dropping = True
             _log.error("%s: new ones are dropped", where)
@@ -332,6 +353,7 @@ class BackgroundWriter:
 
     def _offer_turn(self, turn: Turn, pairs: Sequence[tuple[Lane, Item]]) -> None:
         """Have the emits of a turn stored."""
+        self.counters.add(emitted=len(pairs), in_flight=len(pairs))
         try:
             idle = self._queue.offer_together(pairs)
         except TracevaultError as error:  # the vault was closed just now
@@ -486,7 +508,7 @@ class BackgroundWriter:
         if self.spool is not None:
             self.spool.close()
         self._stop_waiting_for_exit()
-        self._report(waiting=self._queue.pending > 0, closing=True)
+        self._report(waiting=self._queue.in_memory().waiting > 0, closing=True)
 
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
@@ -499,7 +521,7 @@ class BackgroundWriter:
     def _report(self, *, waiting: bool, closing: bool = False) -> None:
         total = self.counters.count("dead") + self.counters.count("dropped")
         lost, self._reported = total - self._reported, total
-        pending = self._queue.pending + self._queue.flying if waiting else 0
+        pending = self._queue.in_memory().unsettled if waiting else 0
         spooled = sum(file.depth for file in self.spool.files()) if self.spool and waiting and not closing else 0
         if lost or pending or spooled:
             fate = "each was given to on_error, or dropped" if self.spool is None else "dead letters, or dropped"
@@ -522,8 +544,10 @@ class BackgroundWriter:
         counts["spooled"] = sum(file.depth for file in files)
         counts["fsync_seconds"] = self.spool.fsync_seconds if self.spool is not None else 0.0
         counts["spool_bytes"] = sum(file.size for file in files)
-        counts["queued"] = self._queue.pending
-        counts["in_flight"] += self._queue.flying
+        memory = self._queue.in_memory()
+        counts["emitted"] += memory.taken
+        counts["queued"] = memory.waiting
+        counts["in_flight"] += memory.unsettled - memory.waiting
         counts["writers"] = sum(thread.is_alive() for thread in self._threads)
         times = [item.prepared.row[_OCCURRED_AT] for item in self._queue.oldest()]
         times += [one.occurred_at for file in files for one in file.first_unread()]
@@ -537,10 +561,6 @@ class BackgroundWriter:
 
 _OCCURRED_AT = INSERT_COLUMNS.index("occurred_at")
 _SEVERITY = ("ok", "waiting", "paused")
-
-
-def _item(prepared: Prepared, *, in_doubt: bool = False) -> Item:
-    return Item(None, encode_row(prepared.row), flags_of(prepared), in_doubt=in_doubt)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:

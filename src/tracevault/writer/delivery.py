@@ -19,7 +19,7 @@ from tracevault.config import Config
 from tracevault.errors import DriverError, SpoolError, TracevaultError
 from tracevault.events.prepare import unstored_record
 from tracevault.flows import Flow
-from tracevault.flows.write import copy_encoded, insert_many
+from tracevault.flows.write import copy_encoded, copy_many, insert_many
 from tracevault.postgres.failures import Failure, Place, failure_of, from_psycopg, is_broken, outcome_unknown
 from tracevault.postgres.run import run
 from tracevault.writer import dead
@@ -175,6 +175,8 @@ class Delivery:
     def _insertion(lane: Lane, part: Sequence[Item], *, several: bool, replay: bool) -> Flow[int]:
         if lane.sync or several:
             return insert_many(lane.table, [item.prepared for item in part], replay=replay)
+        if lane.spool is None:
+            return copy_many(lane.table, [item.prepared for item in part])
         return copy_encoded(lane.table, [item.encoded for item in part])
 
     def _overdue_at(self, lane: Lane, part: Sequence[Item], *, late: bool) -> float:

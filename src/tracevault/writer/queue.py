@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from threading import Condition, RLock
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tracevault.errors import TracevaultError
 from tracevault.events.binary import decode_row
@@ -30,7 +30,7 @@ LaneState = Literal["ok", "waiting", "paused"]
 
 
 class Item:
-    """One record on its way to a table: a sync one ``prepared``, an async one as bytes, which take less memory."""
+    """One record on its way to a table: ``prepared``, or as bytes where a spool or a stream has it so."""
 
     __slots__ = ("_prepared", "encoded", "flags", "in_doubt", "number", "waiter")
 
@@ -54,7 +54,7 @@ class Item:
 
     @property
     def prepared(self) -> Prepared:
-        """The record; of an async one, made anew each time."""
+        """The record; of one that is bytes, made anew each time."""
         return self._prepared or prepared_from(self.flags, decode_row(self.encoded))
 
     @property
@@ -108,6 +108,14 @@ class Lane:
         return min(open_numbers)
 
 
+class InMemory(NamedTuple):
+    """How many async records without a spool were taken so far, how many of them wait, and how many wait or fly."""
+
+    taken: int
+    waiting: int
+    unsettled: int
+
+
 class Queue:
     """Holds records until they are settled, that is stored or given up. Safe from any thread.
 
@@ -128,6 +136,7 @@ class Queue:
         self._size = 0
         self._sync_size = 0
         self._memory_size = 0
+        self._taken = 0
         self._closed = False
         self._idle = 0
 
@@ -146,8 +155,10 @@ class Queue:
         """Take ``item``, unless it is async and there is no room for it."""
         with self._lock:
             self.check_open()
-            if self._size >= self._limit and not lane.sync:
-                return False
+            if not lane.sync:
+                if self._size >= self._limit:
+                    return False
+                self._taken += 1
             lane.accepted = item.number = lane.accepted + 1
             self._admit(lane, item)
             return True
@@ -176,7 +187,12 @@ class Queue:
         if not lane.waiting:
             lane.since = time.monotonic()
         lane.waiting.append(item)
-        self._count(lane, 1)
+        if lane.sync:
+            self._sync_size += 1
+        else:
+            self._size += 1
+            if lane.spool is None:
+                self._memory_size += 1
         if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
             self._work.notify()
 
@@ -274,17 +290,11 @@ class Queue:
         if self._closed:
             raise TracevaultError("the vault is closed; no further events are accepted")
 
-    @property
-    def pending(self) -> int:
-        """Async records that wait in memory alone."""
+    def in_memory(self) -> InMemory:
+        """Return the numbers of async records without a spool."""
         with self._work:
-            return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.sync and lane.spool is None)
-
-    @property
-    def flying(self) -> int:
-        """Async records without a spool that a writer holds."""
-        with self._work:
-            return self._memory_size - self.pending
+            lanes = [lane for lane in self._lanes.values() if not lane.sync and lane.spool is None]
+            return InMemory(self._taken, sum(len(lane.waiting) for lane in lanes), self._memory_size)
 
     def lanes(self) -> list[Lane]:
         """Return all lanes."""
