@@ -1,35 +1,38 @@
-"""The interpreter's lock goes to a writer whose answer has come, however busy the event loop is."""
+"""The interpreter's lock goes to a writer whose answer has come, however busy the callers are."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from threading import Event, Thread
 
 import psycopg
 import pytest
 
+from tracevault import start_tracevault
 from tracevault.writer.handover import Handover
 
 BUSY = 1.0
 
 
-@pytest.fixture
-def no_switches() -> Iterator[None]:
+@contextmanager
+def no_switch() -> Iterator[None]:
     """Whoever computes keeps the lock until it lets go of it."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(30)
-    yield
-    sys.setswitchinterval(usual)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 @pytest.mark.parametrize("said", [True, False])
-def test_who_has_an_answer_gets_the_lock_from_who_computes(no_switches: None, dsn: str, said: bool) -> None:
+def test_who_has_an_answer_gets_the_lock_from_who_computes(dsn: str, said: bool) -> None:
     """And keeps waiting for it where nobody knows that it waits: so this is no accident."""
     handover, waiting, ended = Handover(), Event(), [0.0]
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection, no_switch():
 
         def wait() -> None:
             with handover.awaiting(connection) if said else nullcontext():
@@ -47,6 +50,21 @@ def test_who_has_an_answer_gets_the_lock_from_who_computes(no_switches: None, ds
             handover.give_way(now)
         thread.join()
     assert (0.05 < ended[0] - began < 0.8 * BUSY) if said else ended[0] - began >= BUSY
+
+
+async def test_async_records_are_stored_though_who_emits_them_waits_for_nothing(ready_dsn: str) -> None:
+    async with start_tracevault(connection_string=ready_dsn, default_mode="async", max_queue=1_000_000) as vault:
+        for _ in range(2000):
+            await vault.emit("before")
+        await vault.flush()
+        emitted = 0
+        with no_switch():
+            began = time.monotonic()
+            while time.monotonic() < began + BUSY:
+                await vault.emit("meanwhile")
+                emitted += 1
+            stored = vault.stats().delivered - 2000
+    assert stored > emitted / 4 > 1000
 
 
 def test_a_connection_that_is_closed_meanwhile_is_none_that_waits(dsn: str) -> None:

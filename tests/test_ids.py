@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,18 +77,3 @@ def test_threads_do_not_repeat_each_other() -> None:
         lists = list(threads.map(lambda _: [ids.uuid7() for _ in range(5_000)], range(8)))
     assert len({value for made in lists for value in made}) == 40_000
     assert all(made == sorted(made) for made in lists)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_forked_processes_do_not_repeat_each_other() -> None:
-    script = (
-        "import os\n"
-        "from tracevault.events.ids import uuid7\n"
-        "uuid7()\n"
-        "children = [os.fork() for _ in range(2)]\n"
-        "os.write(1, ''.join(f'{uuid7()}\\n' for _ in range(100)).encode())\n"
-    )
-    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    made = output.split()
-    assert len(made) == 4 * 100
-    assert len(set(made)) == len(made)

@@ -43,6 +43,7 @@ from tracevault.flows import Flow, Query
 from tracevault.flows.staleness import behind, has_more
 from tracevault.flows.tail import channel
 from tracevault.flows.write import insert, insert_many, needs_transaction
+from tracevault.forks import fork_mark
 from tracevault.postgres.embedded import Embedded, acquire, is_embedded
 from tracevault.postgres.failures import Place
 from tracevault.postgres.listen import AsyncListener, Listener
@@ -101,12 +102,18 @@ class _PerProcess(Generic[T]):
         self._make = make
         # Those of a parent are kept too: to drop one would close its connections under the parent.
         self._by_pid: dict[int, T] = {}
+        self._here: tuple[Sequence[int], T] | None = None
 
     def get(self) -> T:
+        here = self._here
+        if here is not None and here[0][0]:
+            return here[1]
         pid = os.getpid()
         found = self._by_pid.get(pid)
-        # No lock, which a fork could inherit locked for ever; setdefault is atomic.
-        return self._by_pid.setdefault(pid, self._make()) if found is None else found
+        if found is None:  # no lock, which a fork could inherit locked for ever; setdefault is atomic
+            found = self._by_pid.setdefault(pid, self._make())
+        self._here = fork_mark(), found
+        return found
 
     def existing(self) -> T | None:
         return self._by_pid.get(os.getpid())
@@ -450,7 +457,8 @@ class AsyncEngine(_Engine):
             self._count_failure(error)
             raise
         writer.counters.add_landed()
-        self.tell([prepared])
+        if self.config.on_stored is not None:
+            self.tell([prepared])
         return "database"
 
     async def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
@@ -758,7 +766,8 @@ class BlockingEngine(_Engine):
             self._count_failure(error)
             raise
         writer.counters.add_landed()
-        self.tell([prepared])
+        if self.config.on_stored is not None:
+            self.tell([prepared])
         return "database"
 
     def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:

@@ -174,12 +174,11 @@ def propagation_headers() -> dict[str, str]:
 
 def ambient(sources: Iterable[Source] = ()) -> dict[str, Any] | None:
     """Return the fields that context and ``sources`` give an event here; None if there are none."""
-    values = _gathered()
-    if not sources:
-        if values is None:
-            return None
-    else:
-        values = _sourced({} if values is None else values, sources)
+    if not sources and current.get() is None:
+        return None
+    values = _gathered() or {}
+    if sources:
+        values = _sourced(values, sources)
     trace = values.pop("traceparent", None)
     if trace is not None and "trace_id" not in values:
         values["trace_id"], values["span_id"] = trace[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from os import getpid, urandom
+from os import urandom
 from struct import Struct
 from time import time_ns
 from uuid import UUID, SafeUUID
+
+from tracevault.forks import fork_mark
 
 _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -15,7 +17,7 @@ _last = 0
 # and whose they are.
 _BITS = Struct("512Q")
 _stock: list[int] = []
-_owner = 0
+_mark = fork_mark()
 _new = object.__new__
 _set_int, _set_is_safe = UUID.__dict__["int"].__set__, UUID.__dict__["is_safe"].__set__
 _UNKNOWN = SafeUUID.unknown  # an enum looks its members up slowly
@@ -38,15 +40,14 @@ def uuid7() -> UUID:
     the clock did not move or went back). Two threads that race for one stamp still differ in the random
     bits; those come from the operating system, and a forked process asks for its own.
     """
-    global _last, _owner  # noqa: PLW0603 - the process's clock of ids
+    global _last, _mark  # noqa: PLW0603 - the process's clock of ids
     stamp = time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of the next fraction
     if stamp <= _last:
         stamp = _last + 1
     _last = stamp
-    pid = getpid()
-    if pid != _owner:
+    if not _mark[0]:
         _stock.clear()
-        _owner = pid
+        _mark = fork_mark()
     try:
         random = _stock.pop()
     except IndexError:

@@ -180,6 +180,7 @@ class BackgroundWriter:
             if self._queue.withdraw(lane, item):
                 self.counters.add(refused=1)
                 raise
+        self._delivery.handover.give_way(time.monotonic(), wanted=self._queue.is_untaken(lane))
         return "memory", None
 
     def keep(self, scope: str, table: str, prepared: Prepared, *, in_doubt: bool = False) -> _Mark:

@@ -1,9 +1,10 @@
-"""The interpreter's lock, between an event loop full of callers and the writers that store what these emit.
+"""The interpreter's lock, between callers who are always busy and the writers that store what these emit.
 
 A thread that computes keeps the lock until it waits for something, or until another one has asked for it for
-`sys.getswitchinterval()`, which is 5 ms. A loop with hundreds of callers waits for nothing: a writer whose answer has
-come could not send the next batch for so long, and the server would be idle. So the loop looks now and again whether
-there is an answer that nobody has read, and if so lets its reader have the lock.
+`sys.getswitchinterval()`, which is 5 ms. A loop with hundreds of callers waits for nothing, nor does one caller who
+emits async records one after another: a writer whose answer has come could not send the next batch for so long, and the
+server would be idle. So who emits looks now and again whether there is an answer that nobody has read, and if so lets
+its reader have the lock.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ class Handover:
         finally:
             self._sockets.discard(socket)
 
-    def give_way(self, now: float) -> None:
-        """Let a writer go on whose answer has come. ``now`` is `time.monotonic`'s; to be called however often."""
-        if now - self._looked < _INTERVAL or not self._sockets:
+    def give_way(self, now: float, *, wanted: bool = False) -> None:
+        """Let a writer go on whose answer has come, or who is known to want the lock.
+
+        ``now`` is `time.monotonic`'s; to be called however often.
+        """
+        if now - self._looked < _INTERVAL or not (wanted or self._sockets):
             return
         self._looked = now
-        if _any_readable(list(self._sockets)):
+        if wanted or _any_readable(list(self._sockets)):
             self.pause()
 
     def pause(self) -> None:

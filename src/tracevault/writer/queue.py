@@ -246,6 +246,10 @@ class Queue:
         """Whether sync emits wait, or are being written."""
         return self._sync_size > 0
 
+    def is_untaken(self, lane: Lane) -> bool:
+        """Whether a whole batch waits though a writer is idle, who was woken and has not had its turn."""
+        return self._idle > 0 and len(lane.waiting) >= lane.most
+
     @property
     def wants_writer(self) -> bool:
         """Whether something waits and no writer is idle."""
