@@ -251,6 +251,9 @@ async def test_a_cancelled_emit(ready_dsn: str) -> None:
         assert set(said) == {"CancelledError", "NoneType"}
 
         await nothing_leaks(vault._engine._write[0])
+        stats = vault.stats()
+        assert (stats.delivered, stats.unknown, stats.in_flight) == (said["NoneType"], said["CancelledError"], 0)
+        assert stats.emitted == 1500
         assert connections(ready_dsn) <= 10
         await asyncio.gather(*(vault.emit("a", data={"n": -number}) for number in range(1, 51)))
     assert all_gone(ready_dsn)

@@ -23,7 +23,8 @@ class Offers:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.turn = Turn(asyncio.get_running_loop(), lambda _, emits: self.sizes.append(len(emits)))
+        self.stored: list[int] = []
+        self.turn = Turn(asyncio.get_running_loop(), lambda _, emits: self.sizes.append(len(emits)), self.stored.append)
 
     def emit(self) -> None:
         self.turn.add(LANE, Item(None))
@@ -89,6 +90,26 @@ async def test_a_vault_that_is_closed_in_the_turn_stores_what_it_accepted_and_re
     assert len(rows(dsn, "SELECT id FROM audit_logs")) == stored
     stats = vault.stats()
     assert (stats.delivered, stats.unknown, stats.in_flight) == (stored, 0, 0)
+
+
+async def test_who_is_cancelled_while_being_resumed_is_counted_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume = Turn.resume
+
+    def resume_and_cancel(turn: Turn, group: Sequence[LoopWaiter]) -> None:
+        resume(turn, group)
+        for task in tasks:
+            task.cancel()
+
+    async with start_tracevault(connection_string=dsn) as vault:
+        with monkeypatch.context() as patch:
+            patch.setattr(Turn, "resume", resume_and_cancel)
+            tasks = [asyncio.create_task(vault.emit("order.shipped")) for _ in range(16)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        await vault.emit("order.shipped")
+        stats = vault.stats()
+    cancelled = sum(isinstance(result, asyncio.CancelledError) for result in results)
+    assert cancelled > 0
+    assert (stats.emitted, stats.delivered, stats.unknown, stats.in_flight) == (17, 17 - cancelled, cancelled, 0)
 
 
 async def test_where_no_thread_can_be_started_each_caller_hears_of_it(

@@ -448,15 +448,15 @@ class AsyncEngine(_Engine):
                     await self.store(self.write_one(table, prepared, place))
                 finally:
                     self._direct -= 1
+                writer.counters.add_landed()
             else:
-                await writer.store_async(scope, table, prepared)
+                await writer.store_async(scope, table, prepared)  # which counts it
         except BaseException as error:
             if isinstance(error, DriverError) and self._saved(scope, table, prepared, error):
                 writer.counters.add(in_flight=-1)
                 return "spool"
             self._count_failure(error)
             raise
-        writer.counters.add_landed()
         if self.config.on_stored is not None:
             self.tell([prepared])
         return "database"

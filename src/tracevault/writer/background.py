@@ -340,6 +340,8 @@ class BackgroundWriter:
             await waiter.future
         except asyncio.CancelledError:
             item.waiter = Waiter(waiter.deadline)  # it is stored all the same, or not; nobody asks
+            if waiter.has_landed:
+                self.counters.add(in_flight=1, delivered=-1)  # it counts as any other that was cancelled
             raise
         if waiter.error is not None:
             raise waiter.error
@@ -349,7 +351,7 @@ class BackgroundWriter:
         loop = asyncio.get_running_loop()
         turn: Turn | None = getattr(self._turns, "last", None)
         if turn is None or turn.loop is not loop:
-            turn = self._turns.last = Turn(loop, self._offer_turn)
+            turn = self._turns.last = Turn(loop, self._offer_turn, self._count_landed)
         return turn
 
     def _offer_turn(self, turn: Turn, pairs: Sequence[tuple[Lane, Item]]) -> None:
@@ -372,6 +374,9 @@ class BackgroundWriter:
         if not turn.watched:
             turn.watched = True
             self._watch(turn)
+
+    def _count_landed(self, count: int) -> None:
+        self.counters.add(in_flight=-count, delivered=count)
 
     def _watch(self, turn: Turn) -> None:
         """Give up on the emits of a loop for which time has run out, now and again: one timer for all of them."""

@@ -22,13 +22,22 @@ _ENOUGH = 16
 
 
 class Turn:
-    """The emits of a loop that no writer can see yet. ``offer`` is called in the loop, with this and them."""
+    """The emits of a loop that no writer can see yet.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, offer: Callable[[Turn, list[tuple[Lane, Item]]], None]) -> None:
+    ``offer`` is called in the loop, with this and them; ``landed`` with the number of those that were stored.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        offer: Callable[[Turn, list[tuple[Lane, Item]]], None],
+        landed: Callable[[int], None],
+    ) -> None:
         self.loop = loop
         self.watched = False
         """Whether somebody looks at the deadlines of the loop's emits."""
         self._offer = offer
+        self._landed = landed
         self._emits: list[tuple[Lane, Item]] = []
         self._groups = 0
         self._enough = _ENOUGH
@@ -40,8 +49,7 @@ class Turn:
 
     def resume(self, group: Sequence[LoopWaiter]) -> None:
         """Wake callers of this loop; to be called in it."""
-        for waiter in group:
-            waiter.finish()
+        self._landed(sum([waiter.finish() for waiter in group]))
         if len(group) > _FEW:
             self._groups += 1
             self._enough = -(-len(group) // max(1, len(group) // _ENOUGH))
