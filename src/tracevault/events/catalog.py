@@ -152,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 def check_data(name: str, data: Any, *, closed: bool) -> Any:
     """Return the payload of an event, checked by what is declared of it; with ``closed`` it has to be declared."""
-    found = _declared(name, closed=closed) if _by_name or closed else None
+    found = _declared(name, closed=closed)
     if found is None or found.fields is None or type(data) is Payload:
         return data
     if found.is_made_by(data):

@@ -551,7 +551,7 @@ class BackgroundWriter:
         counts["fsync_seconds"] = self.spool.fsync_seconds if self.spool is not None else 0.0
         counts["spool_bytes"] = sum(file.size for file in files)
         memory = self._queue.in_memory()
-        counts["emitted"] += memory.taken
+        counts["emitted"] += memory.accepted
         counts["queued"] = memory.waiting
         counts["in_flight"] += memory.unsettled - memory.waiting
         counts["writers"] = sum(thread.is_alive() for thread in self._threads)

@@ -109,9 +109,9 @@ class Lane:
 
 
 class InMemory(NamedTuple):
-    """How many async records without a spool were taken so far, how many of them wait, and how many wait or fly."""
+    """How many async records without a spool were accepted so far, how many wait, and how many wait or are written."""
 
-    taken: int
+    accepted: int
     waiting: int
     unsettled: int
 
@@ -136,7 +136,7 @@ class Queue:
         self._size = 0
         self._sync_size = 0
         self._memory_size = 0
-        self._taken = 0
+        self._accepted = 0
         self._closed = False
         self._idle = 0
 
@@ -158,7 +158,7 @@ class Queue:
             if not lane.sync:
                 if self._size >= self._limit:
                     return False
-                self._taken += 1
+                self._accepted += 1
             lane.accepted = item.number = lane.accepted + 1
             self._admit(lane, item)
             return True
@@ -187,12 +187,7 @@ class Queue:
         if not lane.waiting:
             lane.since = time.monotonic()
         lane.waiting.append(item)
-        if lane.sync:
-            self._sync_size += 1
-        else:
-            self._size += 1
-            if lane.spool is None:
-                self._memory_size += 1
+        self._count(lane, 1)
         if self._idle and (len(lane.waiting) in (1, lane.most) or self._size == self._limit):
             self._work.notify()
 
@@ -298,7 +293,7 @@ class Queue:
         """Return the numbers of async records without a spool."""
         with self._work:
             lanes = [lane for lane in self._lanes.values() if not lane.sync and lane.spool is None]
-            return InMemory(self._taken, sum(len(lane.waiting) for lane in lanes), self._memory_size)
+            return InMemory(self._accepted, sum(len(lane.waiting) for lane in lanes), self._memory_size)
 
     def lanes(self) -> list[Lane]:
         """Return all lanes."""
