@@ -64,7 +64,8 @@ async def test_async_records_are_stored_though_who_emits_them_waits_for_nothing(
                 await vault.emit("meanwhile")
                 emitted += 1
             stored = vault.stats().delivered - 2000
-    assert stored > emitted / 4 > 1000
+    assert emitted > 1000
+    assert stored > emitted / 10  # and nothing at all while nobody gave way
 
 
 def test_a_connection_that_is_closed_meanwhile_is_none_that_waits(dsn: str) -> None:
