@@ -46,14 +46,15 @@ os._exit(0) if "child" in (here, there) else [os.wait(), os.wait()]
 @pytest.mark.parametrize("way", WAYS)
 def test_ids_of_forked_processes_do_not_repeat_each_other(way: str) -> None:
     script = """
-made = {uuid7()}
-child = fork()
-made = [uuid7().int & (2**62 - 1) for _ in range(100)]
-os.write(1, "".join(f"{number:x}\\n" for number in made).encode())
-os._exit(0) if child == 0 else os.wait()
+uuid7()
+children = [fork() for _ in range(2)]
+made = [uuid7() for _ in range(100)]
+os.write(1, "".join(f"{id_}:{id_.int & (2**62 - 1):x}\\n" for id_ in made).encode())
+os._exit(0) if 0 in children else [os.wait(), os.wait()]
 """
-    random_bits = output_of(way, script)
-    assert len(random_bits) == len(set(random_bits)) == 200
+    made = [line.split(":") for line in output_of(way, script)]
+    assert len(made) == len({id_ for id_, _ in made}) == 4 * 100
+    assert len({random_bits for _, random_bits in made}) == 4 * 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there are such pages")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tests.conftest import rows
+from tests.test_background import no_thread
 from tracevault import Receipt, TracevaultError, start_tracevault
 from tracevault.writer.queue import Item, Lane
 from tracevault.writer.turn import Turn
@@ -116,14 +117,10 @@ async def test_where_no_thread_can_be_started_each_caller_hears_of_it(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing of theirs is stored later."""
-
-    def refused(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     async with start_tracevault(connection_string=dsn) as vault:
         first = await vault.emit("order.shipped")
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refused)
+            patch.setattr(threading.Thread, "start", no_thread)
             emits = (vault.emit("order.shipped") for _ in range(16))
             results = await asyncio.gather(*emits, return_exceptions=True)
         stats = vault.stats()

@@ -457,8 +457,7 @@ class AsyncEngine(_Engine):
                 return "spool"
             self._count_failure(error)
             raise
-        if self.config.on_stored is not None:
-            self.tell([prepared])
+        self.tell([prepared])
         return "database"
 
     async def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:
@@ -766,8 +765,7 @@ class BlockingEngine(_Engine):
             self._count_failure(error)
             raise
         writer.counters.add_landed()
-        if self.config.on_stored is not None:
-            self.tell([prepared])
+        self.tell([prepared])
         return "database"
 
     def emit_many(self, table: str, batch: Sequence[Prepared], place: Place) -> None:

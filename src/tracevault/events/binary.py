@@ -84,12 +84,10 @@ def _encode_column(values: Sequence[Any], kind: int) -> tuple[Iterable[bytes], .
     if kind == _TEXT and 4 * len(different := set(values)) <= len(values):  # names, types, and what nobody gave
         known = {value: _encode(value, kind) for value in different}
         return (repeat(*known.values()) if len(known) == 1 else map(known.__getitem__, values),)
-    if _NONE in set(map(type, values)):
+    if kind == _TIMESTAMP or _NONE in set(map(type, values)):
         return (map(_encode, values, repeat(kind)),)
     if kind == _UUID:
         return repeat(_UUID_LENGTH), map(int.to_bytes, map(_int_of, values), repeat(16))
-    if kind == _TIMESTAMP:
-        return ([_TIME.pack(8, (value - _EPOCH) // _MICROSECOND) for value in values],)
     texts = list(map(str.encode, values))
     return map(_HEADS[kind].__getitem__, map(len, texts)), texts
 

@@ -174,11 +174,10 @@ def propagation_headers() -> dict[str, str]:
 
 def ambient(sources: Iterable[Source] = ()) -> dict[str, Any] | None:
     """Return the fields that context and ``sources`` give an event here; None if there are none."""
-    if not sources and current.get() is None:
+    values = _gathered()
+    if values is None and not sources:
         return None
-    values = _gathered() or {}
-    if sources:
-        values = _sourced(values, sources)
+    values = _sourced(values or {}, sources)
     trace = values.pop("traceparent", None)
     if trace is not None and "trace_id" not in values:
         values["trace_id"], values["span_id"] = trace[1]

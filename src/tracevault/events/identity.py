@@ -28,7 +28,12 @@ def identity(value: Any, field: str, kind: type[Actor | Target]) -> tuple[str | 
         )
     if type(id_) is str and type(type_) is str and 0 < len(id_) <= _LIMIT and 0 < len(type_) <= _LIMIT:
         both = id_ + type_  # what nearly all are; the rest is looked at in turn
-        if both.isascii() and both.isprintable() and not (id_.isspace() or type_.isspace()):
+        if (
+            len(both) <= IDENTITY_BYTES
+            and both.isascii()
+            and both.isprintable()
+            and not (id_.isspace() or type_.isspace())
+        ):
             return id_, type_
     id_ = rules.text(id_, field + ".id", _LIMIT, blank=False)
     type_ = rules.text(type_, field + ".type", _LIMIT, blank=False)

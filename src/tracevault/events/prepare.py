@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple, overload
 from uuid import UUID
 
@@ -41,18 +40,15 @@ DIFF_FIELDS = frozenset({"event", *DiffFields.__annotations__})
 
 _EVENT_LIMIT = limit_of("event")
 _IDENTITY_LIMIT = limit_of("actor_id")
-_PLACES = {name: place for place, name in enumerate(INSERT_COLUMNS)}
-_ID, _EVENT, _DATA, _META, _MODE, _OCCURRED_AT, _ENVIRONMENT = itemgetter(
-    "id", "event", "data", "meta", "mode", "occurred_at", "environment"
-)(_PLACES)
-_ACTOR_ID, _ACTOR_TYPE, _TARGET_ID, _TARGET_TYPE = itemgetter("actor_id", "actor_type", "target_id", "target_type")(
-    _PLACES
-)
-_HEX_IDS = tuple((name, _PLACES[name], limit_of(name)) for name in ("trace_id", "span_id"))
+_place = INSERT_COLUMNS.index
+_ID, _EVENT, _MODE, _OCCURRED_AT, _ENVIRONMENT = map(_place, ("id", "event", "mode", "occurred_at", "environment"))
+_ACTOR_ID, _ACTOR_TYPE, _TARGET_ID, _TARGET_TYPE = map(_place, ("actor_id", "actor_type", "target_id", "target_type"))
+_DATA, _META = map(_place, ("data", "meta"))
+_HEX_IDS = tuple((name, _place(name), limit_of(name)) for name in ("trace_id", "span_id"))
 # Every other text column that a caller sets is plain text with a limit.
 _TEXTS = tuple(
     (name, place, limit_of(name))
-    for name, place in _PLACES.items()
+    for place, name in enumerate(INSERT_COLUMNS)
     if name in EVENT_FIELDS - {"event", "trace_id", "span_id"} and BY_NAME[name].column.limit is not None
 )
 _GENERATED_ROOTS = frozenset(stored.column.generated[0] for stored in GENERATED_COLUMNS if stored.column.generated)

@@ -49,7 +49,9 @@ class Turn:
 
     def resume(self, group: Sequence[LoopWaiter]) -> None:
         """Wake callers of this loop; to be called in it."""
-        self._landed(sum([waiter.finish() for waiter in group]))
+        for waiter in group:
+            waiter.finish()
+        self._landed(sum([waiter.has_landed for waiter in group]))
         if len(group) > _FEW:
             self._groups += 1
             self._enough = -(-len(group) // max(1, len(group) // _ENOUGH))

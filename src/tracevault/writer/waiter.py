@@ -29,12 +29,10 @@ class Waiter:
         """Return whether the write ended, well or not, within ``seconds``."""
         return self._done.acquire(timeout=max(0.0, seconds))
 
-    def finish(self) -> bool:
-        """Wake the caller; return whether it learns by this that its record is stored."""
+    def finish(self) -> None:
+        """Wake the caller."""
         with suppress(RuntimeError):
             self._done.release()
-            return self.error is None
-        return False
 
 
 class LoopWaiter(Waiter):
@@ -48,16 +46,14 @@ class LoopWaiter(Waiter):
         self.turn = turn
         self.future: asyncio.Future[None] = turn.loop.create_future()
 
-    def finish(self) -> bool:
-        """Like `Waiter.finish`; to be called in the caller's loop."""
-        if self.future.done():  # it was cancelled
-            return False
-        self.future.set_result(None)
-        return self.error is None
+    def finish(self) -> None:
+        """Wake the caller; to be called in its loop."""
+        if not self.future.done():
+            self.future.set_result(None)
 
     @property
     def has_landed(self) -> bool:
-        """Whether `finish` said that the record is stored."""
+        """Whether the caller learns, or has learnt, that its record is stored."""
         return self.future.done() and not self.future.cancelled() and self.error is None
 
 
